@@ -1,0 +1,1 @@
+"""The orchestrator: drives shards in lock step, fuses their states, and answers users."""

@@ -1,0 +1,72 @@
+"""The configuration of a braid as frozen values. How it is read and validated stands in `config_schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from braid_services.shard.config import ShardConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PointConfig:
+    """A fusion point. ``at`` is a relative depth in (0, 1) or a layer index of the anchor (other shards of
+    another depth take the nearest relative depth), or a layer index per shard by name.
+
+    ``receivers`` None: all shards. ``fusion_width`` None: the smallest width among the shards.
+    """
+
+    at: float | int | Mapping[str, int]
+    name: str = ""
+    strategy: str = "mlp"
+    injection: Literal["residual", "replace"] = "residual"
+    fusion_width: int | None = None
+    receivers: tuple[str, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadoutConfig:
+    """How next-token logits come about."""
+
+    kind: Literal["anchor", "mixture", "gate"] = "anchor"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """What the engine takes on. A request beyond ``max_waiting`` is refused with a retry time; a step packs at
+    most ``max_batch_tokens`` rows, of which one prompt gets at most ``prefill_chunk``."""
+
+    max_running: int = 64
+    max_waiting: int = 256
+    max_batch_tokens: int = 512
+    prefill_chunk: int = 256
+    request_timeout_s: float = 600.0
+    step_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig:
+    """Where the fusion modules run (``embedded`` in the orchestrator, or as a ``service``) and their weights:
+    a folder of versions (None: untrained) and the version to start with (None: the newest)."""
+
+    placement: Literal["embedded", "service"] = "service"
+    weights: str | None = None
+    version: str | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BraidConfig:
+    """The whole, as one file describes it."""
+
+    name: str
+    anchor: str
+    shards: tuple[ShardConfig, ...]
+    points: tuple[PointConfig, ...] = ()
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    seed: int = 0

@@ -1,0 +1,93 @@
+"""What the engine needs of a shard and of the fusion modules, whether in process or remote.
+
+All calls block except the two `send_*`, which return at once so that all shards work at the same time; their
+results are fetched by the matching `receive_*`, in the same order. Tensors are torch tensors on the CPU.
+Every call raises `BraidError`s only; after `UnavailableError` the object must be reconnected before it is
+used again, and its sessions are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from braid_fusion.plan import BraidPlan
+from braid_rpc.cards import ShardCard
+from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
+
+
+class Shard(Protocol):
+    """One base model, stepped span by span."""
+
+    name: str
+    card: ShardCard
+
+    def open(self, sessions: Sequence[OpenSession]) -> None:
+        """Open all or none. Raises: CacheFullError, InvalidRequestError."""
+
+    def send_step(self, step: SpanStep[Tensor]) -> None:
+        """Start one span; returns before it is done."""
+
+    def receive_step(self) -> SpanResult[Tensor]:
+        """Wait for the span started first. Raises what the shard raised."""
+
+    def crop(self, session_id: str, length: int) -> None:
+        """Forget cached positions from ``length`` on."""
+
+    def close(self, session_ids: Sequence[str]) -> None:
+        """Free the sessions' caches. Unknown ids are passed over."""
+
+    def tokenizer_json(self) -> str:
+        """The shard's tokenizer in the format of the `tokenizers` library."""
+
+    def reconnect(self) -> None:
+        """Start afresh without sessions. Raises: UnavailableError."""
+
+    def shutdown(self) -> None:
+        """Release everything; the object is not used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FuseResult:
+    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing."""
+
+    states: list[Tensor | None]
+    timings: Timings = field(default_factory=Timings)
+
+
+class Fusion(Protocol):
+    """The fusion modules and the readout of one braid."""
+
+    active_version: str
+
+    def prepare(self, plan: BraidPlan) -> None:
+        """Build the modules of a plan. Raises: ConfigError, WeightMismatchError, CorruptWeightsError."""
+
+    def open(self, session_ids: Sequence[str]) -> str:
+        """Open sessions; returns the weights version that they keep."""
+
+    def fuse(self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]) -> FuseResult:
+        """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``."""
+
+    def read_out(
+        self, step_id: int, session_ids: Sequence[str], hidden: Sequence[Tensor], features: Tensor
+    ) -> Tensor:
+        """Mixing weights per row: (R, S) log-probabilities from the heads' inputs (R, D_s) and features (R, S, N)."""
+
+    def crop(self, session_id: str, length: int) -> None:
+        """Forget cached positions from ``length`` on."""
+
+    def close(self, session_ids: Sequence[str]) -> None:
+        """Free the sessions' state. Unknown ids are passed over."""
+
+    def activate(self, version: str) -> None:
+        """Use another version of the weights for sessions opened from now on."""
+
+    def reconnect(self) -> None:
+        """Start afresh without sessions, on the plan prepared last. Raises: UnavailableError."""
+
+    def shutdown(self) -> None:
+        """Release everything; the object is not used again."""

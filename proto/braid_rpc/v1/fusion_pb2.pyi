@@ -1,0 +1,203 @@
+from braid_rpc.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PrepareRequest(_message.Message):
+    __slots__ = ("plan_json",)
+    PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
+    plan_json: str
+    def __init__(self, plan_json: _Optional[str] = ...) -> None: ...
+
+class DescribeFusionRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FusionCard(_message.Message):
+    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOADED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    plan_hash: str
+    active_version: str
+    loaded_versions: _containers.RepeatedScalarFieldContainer[str]
+    num_sessions: int
+    num_parameters: int
+    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ...) -> None: ...
+
+class LoadVersionRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    def __init__(self, version: _Optional[str] = ...) -> None: ...
+
+class ListVersionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListVersionsReply(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[VersionCard]
+    def __init__(self, versions: _Optional[_Iterable[_Union[VersionCard, _Mapping]]] = ...) -> None: ...
+
+class VersionCard(_message.Message):
+    __slots__ = ("version", "card_json", "loaded", "active")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CARD_JSON_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    card_json: str
+    loaded: bool
+    active: bool
+    def __init__(self, version: _Optional[str] = ..., card_json: _Optional[str] = ..., loaded: _Optional[bool] = ..., active: _Optional[bool] = ...) -> None: ...
+
+class ActivateVersionRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    def __init__(self, version: _Optional[str] = ...) -> None: ...
+
+class GetMetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PointMetrics(_message.Message):
+    __slots__ = ("point", "strategy", "rows", "mean")
+    class MeanEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    point: str
+    strategy: str
+    rows: int
+    mean: _containers.ScalarMap[str, float]
+    def __init__(self, point: _Optional[str] = ..., strategy: _Optional[str] = ..., rows: _Optional[int] = ..., mean: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class FusionMetrics(_message.Message):
+    __slots__ = ("points",)
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    points: _containers.RepeatedCompositeFieldContainer[PointMetrics]
+    def __init__(self, points: _Optional[_Iterable[_Union[PointMetrics, _Mapping]]] = ...) -> None: ...
+
+class FusionRequest(_message.Message):
+    __slots__ = ("id", "open", "fuse", "read_out", "crop", "close")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    FUSE_FIELD_NUMBER: _ClassVar[int]
+    READ_OUT_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    open: OpenFusionSessions
+    fuse: Fuse
+    read_out: ReadOut
+    crop: CropFusion
+    close: CloseFusionSessions
+    def __init__(self, id: _Optional[int] = ..., open: _Optional[_Union[OpenFusionSessions, _Mapping]] = ..., fuse: _Optional[_Union[Fuse, _Mapping]] = ..., read_out: _Optional[_Union[ReadOut, _Mapping]] = ..., crop: _Optional[_Union[CropFusion, _Mapping]] = ..., close: _Optional[_Union[CloseFusionSessions, _Mapping]] = ...) -> None: ...
+
+class FusionReply(_message.Message):
+    __slots__ = ("id", "opened", "fused", "weights", "cropped", "closed", "error", "timings")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    FUSED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CROPPED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    opened: FusionOpened
+    fused: Fused
+    weights: ReadOutWeights
+    cropped: FusionCropped
+    closed: FusionClosed
+    error: _tensor_pb2.Error
+    timings: _tensor_pb2.StepTimings
+    def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[FusionOpened, _Mapping]] = ..., fused: _Optional[_Union[Fused, _Mapping]] = ..., weights: _Optional[_Union[ReadOutWeights, _Mapping]] = ..., cropped: _Optional[_Union[FusionCropped, _Mapping]] = ..., closed: _Optional[_Union[FusionClosed, _Mapping]] = ..., error: _Optional[_Union[_tensor_pb2.Error, _Mapping]] = ..., timings: _Optional[_Union[_tensor_pb2.StepTimings, _Mapping]] = ...) -> None: ...
+
+class OpenFusionSessions(_message.Message):
+    __slots__ = ("session_ids",)
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    session_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FusionOpened(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    def __init__(self, version: _Optional[str] = ...) -> None: ...
+
+class Fuse(_message.Message):
+    __slots__ = ("step_id", "point", "segments", "states")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    step_id: int
+    point: int
+    segments: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Segment]
+    states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class Fused(_message.Message):
+    __slots__ = ("states",)
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class ReadOut(_message.Message):
+    __slots__ = ("step_id", "session_ids", "hidden", "features")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    step_id: int
+    session_ids: _containers.RepeatedScalarFieldContainer[str]
+    hidden: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    features: _tensor_pb2.Tensor
+    def __init__(self, step_id: _Optional[int] = ..., session_ids: _Optional[_Iterable[str]] = ..., hidden: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ReadOutWeights(_message.Message):
+    __slots__ = ("log_weights",)
+    LOG_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    log_weights: _tensor_pb2.Tensor
+    def __init__(self, log_weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class CropFusion(_message.Message):
+    __slots__ = ("session_id", "length")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    length: int
+    def __init__(self, session_id: _Optional[str] = ..., length: _Optional[int] = ...) -> None: ...
+
+class FusionCropped(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseFusionSessions(_message.Message):
+    __slots__ = ("session_ids",)
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    session_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FusionClosed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

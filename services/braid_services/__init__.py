@@ -1,0 +1,1 @@
+"""The services: shards and fusion. In each, `backend` knows torch and no network, `servicer` the reverse."""

@@ -1,0 +1,1 @@
+"""The fusion modules of a braid as a service."""

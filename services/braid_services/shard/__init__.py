@@ -1,0 +1,1 @@
+"""A base model as a service that runs spans of its layers."""

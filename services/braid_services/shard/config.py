@@ -1,0 +1,26 @@
+"""How one shard is served. Plain values; validated where configuration enters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """``model`` is a local folder in the Hugging Face layout or a hub name.
+
+    ``threads`` 0 leaves torch's own choice. ``cache_bytes`` bounds all sessions' keys and values together;
+    they are allocated in blocks of ``block_tokens``. Sessions untouched for ``session_ttl_s`` are evicted.
+    ``max_message_bytes`` bounds one message on the wire, both ways.
+    """
+
+    name: str
+    model: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    cache_bytes: int = 512 * 2**20
+    block_tokens: int = 64
+    session_ttl_s: float = 600.0
+    max_message_bytes: int = 64 * 2**20
+    role: str = ""
