@@ -133,10 +133,12 @@ class FusionReply(_message.Message):
     def __init__(self, id: _Optional[int] = ..., opened: _Optional[_Union[FusionOpened, _Mapping]] = ..., fused: _Optional[_Union[Fused, _Mapping]] = ..., weights: _Optional[_Union[ReadOutWeights, _Mapping]] = ..., cropped: _Optional[_Union[FusionCropped, _Mapping]] = ..., closed: _Optional[_Union[FusionClosed, _Mapping]] = ..., error: _Optional[_Union[_tensor_pb2.Error, _Mapping]] = ..., timings: _Optional[_Union[_tensor_pb2.StepTimings, _Mapping]] = ...) -> None: ...
 
 class OpenFusionSessions(_message.Message):
-    __slots__ = ("session_ids",)
+    __slots__ = ("session_ids", "version")
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     session_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    version: str
+    def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class FusionOpened(_message.Message):
     __slots__ = ("version",)
