@@ -1,7 +1,7 @@
 """How a `BraidError` travels: as status and trailing metadata of a call, or as an `Error` within a stream.
 
-The message goes into the status' details; the class and the retry time into two metadata keys, so that a client
-in any language can read them. Which class has which status stands in `errors`.
+The message goes into the status' details; the class and the retry time into two metadata keys, so that a
+client in any language can read them. Which class has which status stands in `errors`.
 """
 
 from __future__ import annotations
