@@ -1,1 +1,39 @@
-"""The maths of braiding, in pure torch: fusion modules, injection, readout. Knows no network."""
+"""The maths of braiding, in pure torch: fusion modules, injection, readout. Knows no network.
+
+``braid_fusion.plan`` stays importable without torch; everything else is fetched on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "BraidPlan": "plan",
+    "PlanPoint": "plan",
+    "PlanReadout": "plan",
+    "PlanShard": "plan",
+    "FusionContext": "context",
+    "FusionLayer": "strategies",
+    "FusionStack": "stack",
+    "FusionStrategy": "strategies",
+    "NUM_LOGIT_FEATURES": "mixing",
+    "PointOutput": "point",
+    "list_versions": "weights",
+    "load_stack": "weights",
+    "load_weights": "weights",
+    "logit_features": "mixing",
+    "make_strategy": "strategies",
+    "mix_logits": "mixing",
+    "read_card": "weights",
+    "register_strategy": "strategies",
+    "save_stack": "weights",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,35 @@
+"""What can be wrong with a plan, with states, or with saved weights. Knows no transport.
+
+FusionError
+├── PlanError             a plan that no modules can be built from; names the point, the option and the value
+├── FusionShapeError      states that are not what the plan and the context say
+├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
+├── CorruptWeights        a weight file that is damaged or not what its card says
+└── UnknownWeights        no weights of that version
+"""
+
+from __future__ import annotations
+
+
+class FusionError(Exception):
+    """Base of what this package raises. The message says what was got, what was expected, and where."""
+
+
+class PlanError(FusionError):
+    """A plan that no modules can be built from."""
+
+
+class FusionShapeError(FusionError):
+    """States that are not what the plan and the context say."""
+
+
+class WeightMismatch(FusionError):  # noqa: N818 - its counterpart on the wire is WeightMismatchError
+    """Weights that were saved for another plan or other shards."""
+
+
+class CorruptWeights(FusionError):  # noqa: N818 - its counterpart on the wire is CorruptWeightsError
+    """A weight file that is damaged or not what its card says."""
+
+
+class UnknownWeights(FusionError):  # noqa: N818 - its counterpart on the wire is UnknownVersionError
+    """No weights of that version."""

@@ -1,0 +1,60 @@
+"""What one session keeps at one fusion point: rows by position, growing and croppable. Knows no strategy.
+
+Letters: T rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FIRST_CAPACITY = 64
+
+
+class RowCache:
+    """Named buffers of rows, one row per position of the session.
+
+    A strategy appends its rows of each call under its own names and gets all rows so far. Made for inference:
+    buffers are written in place, so no gradient flows through them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._lengths: dict[str, int] = {}
+        self._parts: dict[int, RowCache] = {}
+
+    def append(self, name: str, rows_T: Tensor) -> Tensor:
+        """Add rows (T, ...) under ``name``; returns all so far, a view that holds until the next call."""
+        length = self._lengths.get(name, 0)
+        end = length + rows_T.shape[0]
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < end:
+            grown = rows_T.new_empty((max(_FIRST_CAPACITY, 2 * length, end), *rows_T.shape[1:]))
+            if buffer is not None:
+                grown[:length] = buffer[:length]
+            self._buffers[name] = buffer = grown
+        buffer[length:end] = rows_T
+        self._lengths[name] = end
+        return buffer[:end]
+
+    def part(self, key: int) -> RowCache:
+        """A cache within this one, cropped with it."""
+        return self._parts.setdefault(key, RowCache())
+
+    def crop(self, length: int) -> None:
+        """Forget positions from ``length`` on."""
+        for name, held in self._lengths.items():
+            if held > length:
+                self._lengths[name] = length
+        for part in self._parts.values():
+            part.crop(length)
+
+    def num_bytes(self) -> int:
+        """Bytes that the buffers take, spare room included."""
+        own = sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        return own + sum(part.num_bytes() for part in self._parts.values())
+
+
+def contiguous_rows(rows_T: Tensor, start: int, count: int) -> Tensor:
+    """Rows [start, start + count), without an operation where these are all."""
+    return rows_T if count == rows_T.shape[0] else torch.narrow(rows_T, 0, start, count)

@@ -1,0 +1,27 @@
+"""How states are fused: each strategy in a file of its own, found by name through the registry."""
+
+from __future__ import annotations
+
+from braid_fusion.strategies.attention import AttentionFusion
+from braid_fusion.strategies.base import Fused, FusionStrategy, fuse_with
+from braid_fusion.strategies.mlp import MlpFusion
+from braid_fusion.strategies.registry import make_strategy, register_strategy, strategy_names
+from braid_fusion.strategies.router import RouterFusion
+from braid_fusion.strategies.weighted import WeightedFusion
+
+FusionLayer = FusionStrategy
+"""The name that the braiding guide uses."""
+
+__all__ = [
+    "AttentionFusion",
+    "Fused",
+    "FusionLayer",
+    "FusionStrategy",
+    "MlpFusion",
+    "RouterFusion",
+    "WeightedFusion",
+    "fuse_with",
+    "make_strategy",
+    "register_strategy",
+    "strategy_names",
+]
