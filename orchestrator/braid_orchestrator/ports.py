@@ -66,8 +66,8 @@ class Fusion(Protocol):
     def prepare(self, plan: BraidPlan) -> None:
         """Build the modules of a plan. Raises: ConfigError, WeightMismatchError, CorruptWeightsError."""
 
-    def open(self, session_ids: Sequence[str]) -> str:
-        """Open sessions; returns the weights version that they keep."""
+    def open(self, session_ids: Sequence[str], version: str = "") -> str:
+        """Open sessions on a version of the weights (empty: the active one); returns the one that they keep."""
 
     def fuse(self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]) -> FuseResult:
         """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``."""

@@ -109,7 +109,8 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One token of choice ``index``. ``text`` is what became certain with it: perhaps nothing, never half a
-    character. ``weights`` says how much each shard had in the token's probability (they sum to one)."""
+    character. ``weights`` are the readout's mixing weights of the shards' distributions at this token, by shard
+    name (they sum to one)."""
 
     index: int
     token_id: int

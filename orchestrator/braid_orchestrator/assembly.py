@@ -1,0 +1,160 @@
+"""From a configuration to a running braid: resolves the plan and connects shards, fusion modules and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
+from braid_orchestrator.config import BraidConfig, PointConfig
+from braid_orchestrator.engine import Engine
+from braid_orchestrator.local import LocalFusion, LocalShard
+from braid_orchestrator.ports import Fusion, Shard
+from braid_orchestrator.remote import RemoteFusion, RemoteShard
+from braid_orchestrator.service import BraidService
+from braid_orchestrator.text import TextCodec
+from braid_rpc.cards import ShardCard
+from braid_rpc.errors import ConfigError
+from braid_services.fusion.backend import FusionBackend
+from braid_services.shard.backend import ShardBackend
+
+Resolver = Callable[[], str]
+
+
+def assemble_local(config: BraidConfig, backends: Sequence[ShardBackend] | None = None) -> BraidService:
+    """Everything in this process. ``backends`` are used instead of loading the configured models, if given.
+
+    Raises: ConfigError, UnknownModelError, UnsupportedModelError, WeightMismatchError, CorruptWeightsError.
+    """
+    if backends is None:
+        backends = [ShardBackend.load(shard) for shard in config.shards]
+    shards = [LocalShard(backend) for backend in backends]
+    return _assemble(config, shards, _embedded_fusion(config))
+
+
+def assemble_remote(
+    config: BraidConfig, shard_targets: Mapping[str, Resolver], fusion_target: Resolver | None
+) -> BraidService:
+    """Shards are services, and the fusion modules too where ``fusion_target`` is given.
+
+    The resolvers say where a part is to be found (``unix:/path`` or ``host:port``); they are asked again
+    whenever a part has to be reconnected. Raises: as `assemble_local`, and UnavailableError.
+    """
+    step_timeout_s = config.limits.step_timeout_s
+    shards = [
+        RemoteShard(shard.name, shard_targets[shard.name], step_timeout_s, shard.max_message_bytes)
+        for shard in config.shards
+    ]
+    fusion = _embedded_fusion(config) if fusion_target is None else RemoteFusion(fusion_target, step_timeout_s)
+    return _assemble(config, shards, fusion)
+
+
+def _embedded_fusion(config: BraidConfig) -> Fusion:
+    return LocalFusion(FusionBackend(config.fusion.weights, config.fusion.version))
+
+
+def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> BraidService:
+    try:
+        plan = resolve_plan(config, [shard.card for shard in shards])
+        fusion.prepare(plan)
+        text = TextCodec(shards[plan.anchor].tokenizer_json())
+        engine = Engine(config.name, shards, fusion, plan, text, config.limits)
+    except BaseException:
+        for part in (*shards, fusion):
+            part.shutdown()
+        raise
+    engine.start()
+    return BraidService(engine)
+
+
+def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:
+    """The plan of a configuration over shards of these cards, given in the configuration's order.
+
+    Raises: ConfigError, naming the key, what it got and what was expected.
+    """
+    names = [card.name for card in cards]
+    if config.anchor not in names:
+        raise ConfigError(f"anchor: got {config.anchor!r}, expected one of {', '.join(names)}")
+    anchor = names.index(config.anchor)
+    for card in cards:
+        if card.tokenizer_hash != cards[anchor].tokenizer_hash:
+            raise ConfigError(
+                f"shards.{card.name}: its tokenizer ({card.tokenizer_hash[:12]}) is not that of the anchor "
+                f"{config.anchor!r} ({cards[anchor].tokenizer_hash[:12]}); expected shards of one tokenizer"
+            )
+    points = sorted(
+        (_resolve_point(index, point, cards, anchor) for index, point in enumerate(config.points)),
+        key=lambda point: point.layers[anchor],
+    )
+    _check_order(points, names)
+    return BraidPlan(
+        shards=tuple(
+            PlanShard(
+                card.name, card.width, card.num_layers, card.vocab_size, card.model_hash, card.tokenizer_hash
+            )
+            for card in cards
+        ),
+        anchor=anchor,
+        points=tuple(points),
+        readout=PlanReadout(config.readout.kind, dict(config.readout.options)),
+        seed=config.seed,
+    )
+
+
+def _resolve_point(index: int, point: PointConfig, cards: Sequence[ShardCard], anchor: int) -> PlanPoint:
+    layers = tuple(_layer(f"points.{index}.at", point, card, cards[anchor]) for card in cards)
+    names = [card.name for card in cards]
+    for name in point.receivers or ():
+        if name not in names:
+            raise ConfigError(
+                f"points.{index}.receivers: got {name!r}, expected names out of {', '.join(names)}"
+            )
+    receivers = range(len(cards)) if point.receivers is None else [names.index(name) for name in point.receivers]
+    return PlanPoint(
+        name=point.name or str(layers[anchor]),
+        layers=layers,
+        strategy=point.strategy,
+        fusion_width=point.fusion_width or min(card.width for card in cards),
+        injection=point.injection,
+        receivers=tuple(receivers),
+        options=dict(point.options),
+    )
+
+
+def _layer(key: str, point: PointConfig, card: ShardCard, anchor: ShardCard) -> int:
+    """The layer of one shard whose input is exchanged."""
+    at = point.at
+    if isinstance(at, Mapping):
+        if card.name not in at:
+            raise ConfigError(f"{key}: got no layer for shard {card.name!r}, expected one for every shard")
+        return _checked_layer(key, at[card.name], card)
+    if isinstance(at, int):
+        layer = _checked_layer(key, at, anchor)
+        if card.num_layers == anchor.num_layers:
+            return layer
+        return min(round(layer / anchor.num_layers * card.num_layers), card.num_layers - 1)
+    if not 0.0 < at < 1.0:
+        raise ConfigError(f"{key}: got {at}, expected a relative depth in (0, 1) or a layer index")
+    return min(max(round(at * card.num_layers), 1), card.num_layers - 1)
+
+
+def _checked_layer(key: str, layer: int, card: ShardCard) -> int:
+    if not 0 <= layer < card.num_layers:
+        raise ConfigError(
+            f"{key}: got layer {layer} for shard {card.name!r}, expected between 0 and {card.num_layers - 1}"
+        )
+    return layer
+
+
+def _check_order(points: Sequence[PlanPoint], names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for point in points:
+        if point.name in seen:
+            raise ConfigError(f"points: got two of name {point.name!r}, expected different names or depths")
+        seen.add(point.name)
+    for before, after in zip(points, points[1:], strict=False):
+        for shard, name in enumerate(names):
+            if before.layers[shard] > after.layers[shard]:
+                raise ConfigError(
+                    f"points: {before.name!r} comes before {after.name!r} in the anchor but behind it in shard "
+                    f"{name!r} (layers {before.layers[shard]} and {after.layers[shard]}); expected one order"
+                )
