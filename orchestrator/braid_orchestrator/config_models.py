@@ -1,4 +1,4 @@
-"""What a braid's configuration may say: one pydantic model per section, turned into the frozen values of `config`.
+"""What a braid's configuration may say: one pydantic model per section, frozen into `config`.
 
 Knows neither files nor the environment; `config_schema` reads those.
 """
@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from braid_rpc.errors import ConfigError
-from braid_services.shard.config import ShardConfig
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,6 +30,8 @@ from braid_orchestrator.config import (
     PointConfig,
     ReadoutConfig,
 )
+from braid_rpc.errors import ConfigError
+from braid_services.shard.config import ShardConfig
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")

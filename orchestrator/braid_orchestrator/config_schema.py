@@ -1,7 +1,7 @@
 """Reads a braid's configuration: from a file or a mapping, with overrides from the environment.
 
-The same file serves Ray Serve (its application's ``args``), plain processes and notebooks. Every mistake becomes
-a `ConfigError` that names the key, what it got and what it expected. Nothing here loads a model.
+The same file serves Ray Serve (its application's ``args``), plain processes and notebooks. Every mistake
+becomes a `ConfigError` that names the key, what it got and what it expected. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from braid_rpc.errors import ConfigError
 from pydantic import ValidationError
 
 from braid_orchestrator.config import BraidConfig
 from braid_orchestrator.config_environment import apply_environment
 from braid_orchestrator.config_messages import explain, show
 from braid_orchestrator.config_models import SECTIONS, BraidModel
+from braid_rpc.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

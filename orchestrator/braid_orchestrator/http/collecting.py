@@ -1,0 +1,79 @@
+"""Puts a request's events together again into whole choices. Knows no API's shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
+from braid_rpc.errors import BraidError
+
+
+@dataclass
+class CollectedChoice:
+    """One choice so far. ``tail`` is the text that was held back until the end."""
+
+    tokens: list[TokenEvent] = field(default_factory=list)
+    tail: str = ""
+    finish_reason: str = ""
+    stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        """All text that became certain."""
+        return "".join(token.text for token in self.tokens) + self.tail
+
+    def mean_weights(self) -> dict[str, float]:
+        """Each shard's mixing weight, averaged over the tokens."""
+        totals: dict[str, float] = {}
+        for token in self.tokens:
+            for shard, weight in token.weights.items():
+                totals[shard] = totals.get(shard, 0.0) + weight
+        return {shard: total / len(self.tokens) for shard, total in totals.items()}
+
+
+@dataclass
+class Collected:
+    """A whole request."""
+
+    started: Started
+    finished: Finished
+    choices: list[CollectedChoice]
+
+
+async def collect(events: AsyncIterator[Event], num_choices: int) -> Collected:
+    """Consume all events. Raises: what the braid raises."""
+    choices = [CollectedChoice() for _ in range(num_choices)]
+    begun: Started | None = None
+    done: Finished | None = None
+    async with aclosing(as_generator(events)) as source:
+        async for event in source:
+            match event:
+                case Started():
+                    begun = event
+                case TokenEvent():
+                    choices[event.index].tokens.append(event)
+                case ChoiceFinished():
+                    choice = choices[event.index]
+                    choice.tail, choice.finish_reason = event.text, event.finish_reason
+                    choice.stop_reason = event.stop_reason
+                case Finished():
+                    done = event
+    if begun is None or done is None:
+        raise BraidError("the braid's events ended before the request was finished")
+    return Collected(begun, done, choices)
+
+
+def as_generator(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+    """A braid's events are an async generator: what closes it cancels the request."""
+    return cast("AsyncGenerator[Event, None]", events)
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON can carry; minus infinity becomes -9999, as elsewhere in the field."""
+    if value is None or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else math.copysign(9999.0, value)

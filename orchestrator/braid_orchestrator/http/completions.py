@@ -1,0 +1,214 @@
+"""`/v1/completions` as other completion services have it: any of their clients can talk to a braid."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from braid_orchestrator.http.collecting import as_generator, finite
+from braid_orchestrator.http.errors import error_body, internal_error
+from braid_orchestrator.http.merging import merge
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
+from braid_orchestrator.http.openai_schemas import (
+    CompletionBody,
+    CompletionChoiceOut,
+    CompletionOut,
+    CompletionUsageOut,
+    LogprobsOut,
+)
+from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
+from braid_orchestrator.model_selection import select_model
+from braid_orchestrator.requests import (
+    ChoiceFinished,
+    Finished,
+    GenerateRequest,
+    ScoreRequest,
+    Started,
+    TokenEvent,
+)
+from braid_orchestrator.service_port import BraidPort
+from braid_rpc.errors import BraidError, InvalidRequestError
+
+_MAX_PROMPTS = 64
+_DONE = b"data: [DONE]\n\n"
+
+
+def completion_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
+    """The route over whichever service there is at the time of a request."""
+    router = APIRouter(tags=["completions"], responses=ERROR_RESPONSES)
+
+    @router.post("/v1/completions", response_model=CompletionOut)
+    async def completions(body: CompletionBody, http: Request) -> Response | CompletionOut:
+        """Go on with one or several prompts; ``model`` is the braid or one of its shards."""
+        call = _Call(get_service(), body)
+        if not body.stream:
+            return await unless_hung_up(http, call.answer())
+        first = await unless_hung_up(http, call.first())
+        return EventStream(call.stream(first), [call.pieces])
+
+    return router
+
+
+class _Call:
+    """One call: ``n`` choices for each of its prompts; choice i of prompt p has index p · n + i.
+
+    The answer comes in pieces, in the same way whether they are sent one by one or put together. None is the
+    piece that says only that a prompt was admitted.
+    """
+
+    def __init__(self, service: BraidPort, body: CompletionBody) -> None:
+        shards = [shard.name for shard in service.describe().shards]
+        use_braiding, shard = select_model(body.model, None, None, braid=service.name, shards=shards)
+        if body.best_of is not None and body.best_of != body.n:
+            raise InvalidRequestError(
+                f"best_of: got {body.best_of}, expected the same as n ({body.n}) or nothing"
+            )
+        prompts = body.prompts()
+        if not 1 <= len(prompts) <= _MAX_PROMPTS:
+            raise InvalidRequestError(
+                f"prompt: got {len(prompts)} prompts, expected between 1 and {_MAX_PROMPTS}"
+            )
+        # Nothing to make, only a prompt to look at: evaluation tools ask like this.
+        self._only_echo = body.echo and body.max_tokens == 0
+        sampling = body.sampling()
+        if self._only_echo:
+            sampling = replace(sampling, max_tokens=1, min_tokens=0)
+        self._service = service
+        self._body = body
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = shard or service.name
+        self._requests = [
+            GenerateRequest(prompt, sampling, f"{self._id}-{i}", body.n, use_braiding, shard)
+            for i, prompt in enumerate(prompts)
+        ]
+        for request in self._requests:
+            request.validate()
+        self._offsets = [0] * (body.n * len(prompts))
+        self._prompt_tokens = self._completion_tokens = 0
+        self.pieces = merge([self._pieces(i) for i in range(len(prompts))])
+
+    async def answer(self) -> CompletionOut:
+        """All at once."""
+        choices = [CompletionChoiceOut(index=i, text="") for i in range(len(self._offsets))]
+        async with aclosing(self.pieces):
+            async for piece in self.pieces:
+                if piece is not None:
+                    _append(choices[piece.index], piece)
+        return self._chunk(choices, self._usage())
+
+    async def first(self) -> CompletionChoiceOut | None:
+        """The first piece, awaited before a status is sent: a request that is refused gets its own."""
+        return await anext(self.pieces)
+
+    async def stream(self, first: CompletionChoiceOut | None) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, one per piece."""
+        try:
+            if first is not None:
+                yield sse(self._chunk([first]).model_dump(exclude_none=False))
+            async with aclosing(self.pieces):
+                async for piece in self.pieces:
+                    if piece is not None and (piece.text or piece.finish_reason or piece.logprobs):
+                        yield sse(self._chunk([piece]).model_dump())
+            if self._body.stream_options and self._body.stream_options.include_usage:
+                yield sse(self._chunk([], self._usage()).model_dump())
+        except BraidError as error:
+            yield sse(error_body(error))
+        except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
+            yield sse(error_body(internal_error(error)))
+        yield _DONE
+
+    async def _pieces(self, position: int) -> AsyncGenerator[CompletionChoiceOut | None, None]:
+        request, base = self._requests[position], position * self._body.n
+        if self._body.echo:
+            for piece in await self._echo(request, base):
+                yield piece
+        if self._only_echo:
+            return
+        async with aclosing(as_generator(self._service.generate(request))) as events:
+            async for event in events:
+                match event:
+                    case Started():
+                        yield None
+                    case TokenEvent():
+                        index = base + event.index
+                        yield CompletionChoiceOut(
+                            index=index, text=event.text, logprobs=self._token_logprobs(event, index)
+                        )
+                    case ChoiceFinished():
+                        yield CompletionChoiceOut(
+                            index=base + event.index,
+                            text=event.text,
+                            finish_reason=event.finish_reason,
+                            stop_reason=event.stop_reason,
+                        )
+                    case Finished():
+                        self._prompt_tokens += event.prompt_tokens
+                        self._completion_tokens += event.completion_tokens
+
+    async def _echo(self, request: GenerateRequest, base: int) -> list[CompletionChoiceOut]:
+        """The prompt as the first piece of each choice, scored if that is asked for."""
+        score = await self._service.score(ScoreRequest(request.prompt, request.use_braiding, request.shard))
+        text = request.prompt if isinstance(request.prompt, str) else "".join(score.tokens)
+        logprobs = None
+        if self._body.logprobs is not None:
+            logprobs = LogprobsOut(tokens=list(score.tokens))
+            # The first token has nothing before it, so nothing that it could be likely after.
+            logprobs.token_logprobs = [None, *(finite(logprob) for logprob in score.logprobs[1:])]
+            logprobs.top_logprobs = [None] * len(score.tokens)
+            offset = 0
+            for token in score.tokens:
+                logprobs.text_offset.append(offset)
+                offset += len(token)
+        if self._only_echo:
+            self._prompt_tokens += len(score.token_ids)
+        pieces = []
+        for index in range(base, base + self._body.n):
+            self._offsets[index] = len(text)
+            reason = "length" if self._only_echo else None
+            pieces.append(
+                CompletionChoiceOut(index=index, text=text, logprobs=logprobs, finish_reason=reason)
+            )
+        return pieces
+
+    def _token_logprobs(self, token: TokenEvent, index: int) -> LogprobsOut | None:
+        offset = self._offsets[index]
+        self._offsets[index] += len(token.text)
+        if token.logprob is None:
+            return None
+        alternatives = {top.token: finite(top.logprob) or 0.0 for top in token.top_logprobs}
+        return LogprobsOut(
+            tokens=[token.text],
+            token_logprobs=[finite(token.logprob)],
+            top_logprobs=[alternatives or None],
+            text_offset=[offset],
+        )
+
+    def _usage(self) -> CompletionUsageOut:
+        return CompletionUsageOut(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=self._prompt_tokens + self._completion_tokens,
+        )
+
+    def _chunk(
+        self, choices: list[CompletionChoiceOut], usage: CompletionUsageOut | None = None
+    ) -> CompletionOut:
+        return CompletionOut(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+
+def _append(choice: CompletionChoiceOut, piece: CompletionChoiceOut) -> None:
+    choice.text += piece.text
+    if piece.finish_reason:
+        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+    if piece.logprobs is not None:
+        whole = choice.logprobs = choice.logprobs or LogprobsOut()
+        for name in LogprobsOut.model_fields:
+            getattr(whole, name).extend(getattr(piece.logprobs, name))

@@ -1,0 +1,165 @@
+"""The native API: `/generate`, `/score`, `/cancel`, `/describe`, with what only a braid has to tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from braid_orchestrator.http.collecting import Collected, CollectedChoice, as_generator, collect, finite
+from braid_orchestrator.http.errors import error_body, internal_error
+from braid_orchestrator.http.native_schemas import (
+    ERROR_RESPONSES,
+    AlternativeOut,
+    CancelBody,
+    ChoiceOut,
+    GenerateBody,
+    GenerateOut,
+    ModelFields,
+    ScoreBody,
+    ScoreOut,
+    TimingsOut,
+    TokenOut,
+    UsageOut,
+)
+from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
+from braid_orchestrator.model_selection import select_model
+from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
+from braid_orchestrator.service_port import BraidPort
+from braid_rpc.errors import BraidError
+
+
+def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
+    """The routes over whichever service there is at the time of a request."""
+    router = APIRouter(tags=["braid"], responses=ERROR_RESPONSES)
+
+    @router.post("/generate", response_model=GenerateOut, response_model_exclude_none=False)
+    async def generate(body: GenerateBody, http: Request) -> Response | GenerateOut:
+        """Go on with a prompt. Streamed: `started`, `token`s, `choice_finished`, `finished` or `error`."""
+        service = get_service()
+        use_braiding, shard = _select(body, service)
+        request = body.request(use_braiding, shard)
+        request.validate()
+        model = service.name if use_braiding else shard or service.describe().anchor
+        events = as_generator(service.generate(request))
+        if not body.stream:
+            return _answer(await unless_hung_up(http, collect(events, request.n)), model)
+        first = await unless_hung_up(http, _first(events))
+        return EventStream(_stream(first, events, model), [events])
+
+    @router.post("/score", response_model=ScoreOut)
+    async def score(body: ScoreBody, http: Request) -> ScoreOut:
+        """Log-probabilities of a given text, token by token, and its bits per byte."""
+        service = get_service()
+        use_braiding, shard = _select(body, service)
+        result = await unless_hung_up(http, service.score(body.request(use_braiding, shard)))
+        total = finite(math.fsum(result.logprobs))
+        return ScoreOut(
+            model=service.name if use_braiding else shard or service.describe().anchor,
+            token_ids=list(result.token_ids),
+            tokens=list(result.tokens),
+            logprobs=[finite(logprob) for logprob in result.logprobs],
+            num_bytes=result.num_bytes,
+            total_logprob=total,
+            bits_per_byte=-total / math.log(2) / result.num_bytes
+            if total is not None and result.num_bytes
+            else None,
+        )
+
+    @router.post("/cancel")
+    async def cancel(body: CancelBody) -> dict[str, bool]:
+        """End a running request by its id; false if there is none."""
+        return {"cancelled": get_service().cancel(body.request_id)}
+
+    @router.get("/describe")
+    async def describe() -> dict[str, Any]:
+        """What the braid is made of: shards, fusion points, readout, the active version of the weights."""
+        return asdict(get_service().describe())
+
+    return router
+
+
+def _select(body: ModelFields, service: BraidPort) -> tuple[bool, str | None]:
+    shards = [shard.name for shard in service.describe().shards]
+    return select_model(body.model, body.use_braiding, body.shard, braid=service.name, shards=shards)
+
+
+async def _first(events: AsyncGenerator[Event, None]) -> Event:
+    return await anext(events)
+
+
+def _answer(collected: Collected, model: str) -> GenerateOut:
+    choices = [_choice_out(index, choice) for index, choice in enumerate(collected.choices)]
+    finished = collected.finished
+    return GenerateOut(
+        **dict(choices[0]),
+        request_id=collected.started.request_id,
+        model=model,
+        weights_version=collected.started.weights_version,
+        usage=_usage(finished),
+        timings=TimingsOut(**asdict(finished.timings)),
+        choices=choices if len(choices) > 1 else None,
+    )
+
+
+def _choice_out(index: int, choice: CollectedChoice) -> ChoiceOut:
+    return ChoiceOut(
+        index=index,
+        text=choice.text,
+        finish_reason=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+        tokens=[_token_out(token) for token in choice.tokens],
+        weights=choice.mean_weights(),
+    )
+
+
+def _token_out(token: TokenEvent) -> TokenOut:
+    alternatives = [
+        AlternativeOut(id=top.token_id, text=top.token, logprob=finite(top.logprob))
+        for top in token.top_logprobs
+    ]
+    return TokenOut(
+        id=token.token_id,
+        text=token.text,
+        logprob=finite(token.logprob),
+        alternatives=alternatives or None,
+        weights=dict(token.weights),
+    )
+
+
+def _usage(finished: Finished) -> UsageOut:
+    return UsageOut(
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        total_tokens=finished.prompt_tokens + finished.completion_tokens,
+    )
+
+
+async def _stream(
+    first: Event, events: AsyncGenerator[Event, None], model: str
+) -> AsyncGenerator[bytes, None]:
+    yield _event(first, model)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield _event(event, model)
+    except BraidError as error:
+        yield sse(error_body(error), "error")
+    except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
+        yield sse(error_body(internal_error(error)), "error")
+
+
+def _event(event: Event, model: str) -> bytes:
+    match event:
+        case Started():
+            return sse(asdict(event) | {"model": model}, "started")
+        case TokenEvent():
+            return sse({"index": event.index} | _token_out(event).model_dump(exclude_none=True), "token")
+        case ChoiceFinished():
+            return sse(asdict(event), "choice_finished")
+        case Finished():
+            return sse({"usage": _usage(event).model_dump(), "timings": asdict(event.timings)}, "finished")

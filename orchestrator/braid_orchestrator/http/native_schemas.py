@@ -1,0 +1,204 @@
+"""The shapes of the native API: what its routes take and give. `requests` checks the ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from braid_orchestrator.requests import GenerateRequest, SamplingOptions, ScoreRequest
+from braid_rpc.errors import InvalidRequestError
+
+Prompt = Annotated[
+    str | list[int], Field(description="text, or token ids of the anchor", examples=["def add(a, b):"])
+]
+
+
+class Strict(BaseModel):
+    """Unknown fields and values of another type are refused, never guessed at."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SamplingFields(Strict):
+    """How tokens are picked; the same names in all of the APIs."""
+
+    max_tokens: int = 128
+    min_tokens: int = 0
+    temperature: Annotated[float, Field(description="0 is greedy")] = 1.0
+    top_k: Annotated[int, Field(description="0 is off")] = 0
+    top_p: Annotated[float, Field(description="1 is off")] = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Annotated[dict[str, float] | None, Field(description="token id to bias")] = None
+    seed: int | None = None
+    stop: Annotated[str | list[str] | None, Field(description="strings that end the text")] = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    logprobs: Annotated[int | None, Field(description="how many alternatives to report per token")] = None
+
+    def sampling(self) -> SamplingOptions:
+        """The same as frozen values. Raises: InvalidRequestError for a token id that is no number."""
+        values = {name: getattr(self, name) for name in SamplingFields.model_fields}
+        for token_id in self.logit_bias or {}:
+            if not token_id.isdecimal():
+                raise InvalidRequestError(f"logit_bias: got the key {token_id!r}, expected a token id")
+        values["logit_bias"] = {int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()}
+        values["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        values["stop_token_ids"] = tuple(self.stop_token_ids or ())
+        return SamplingOptions(**values)
+
+
+class ModelFields(Strict):
+    """Who answers."""
+
+    model: Annotated[str | None, Field(description="the braid, or one of its shards alone")] = None
+    use_braiding: Annotated[bool | None, Field(description="false: one shard alone")] = None
+    shard: Annotated[str | None, Field(description="which one, if not the anchor")] = None
+    timeout_s: float | None = None
+
+
+class GenerateBody(SamplingFields, ModelFields):
+    """A prompt to go on with."""
+
+    prompt: Prompt
+    n: Annotated[int, Field(description="how many choices")] = 1
+    request_id: Annotated[str, Field(max_length=128, description="to cancel by; made up if empty")] = ""
+    stream: Annotated[bool, Field(description="server-sent events instead of one answer")] = False
+
+    def request(self, use_braiding: bool, shard: str | None) -> GenerateRequest:
+        """What the engine is asked."""
+        return GenerateRequest(
+            prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
+            sampling=self.sampling(),
+            request_id=self.request_id,
+            n=self.n,
+            use_braiding=use_braiding,
+            shard=shard,
+            timeout_s=self.timeout_s,
+        )
+
+
+class ScoreBody(ModelFields):
+    """A text whose log-probability is wanted."""
+
+    prompt: Prompt
+
+    def request(self, use_braiding: bool, shard: str | None) -> ScoreRequest:
+        """What the engine is asked."""
+        return ScoreRequest(
+            prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
+            use_braiding=use_braiding,
+            shard=shard,
+            timeout_s=self.timeout_s,
+        )
+
+
+class AlternativeOut(BaseModel):
+    """A token that was considered."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class TokenOut(BaseModel):
+    """One token. ``text`` is what became certain with it; ``weights`` each shard's in its probability."""
+
+    id: int
+    text: str
+    logprob: float | None = None
+    alternatives: list[AlternativeOut] | None = None
+    weights: dict[str, float]
+
+
+class ChoiceOut(BaseModel):
+    """One finished text."""
+
+    index: int
+    text: str
+    finish_reason: str
+    stop_reason: str | int | None
+    tokens: list[TokenOut]
+    weights: Annotated[dict[str, float], Field(description="of each shard, mean over the tokens")]
+
+
+class UsageOut(BaseModel):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TimingsOut(BaseModel):
+    """In seconds since the request came in; ``queue_s`` is how long it waited."""
+
+    queue_s: float
+    time_to_first_token_s: float
+    total_s: float
+
+
+class GenerateOut(ChoiceOut):
+    """The first choice, and all of them under ``choices`` where there are several."""
+
+    request_id: str
+    model: str
+    weights_version: str
+    usage: UsageOut
+    timings: TimingsOut
+    choices: list[ChoiceOut] | None = None
+
+
+class ScoreOut(BaseModel):
+    """Natural log-probabilities of each token given those before; the first has none and counts 0."""
+
+    model: str
+    token_ids: list[int]
+    tokens: list[str]
+    logprobs: list[float | None]
+    num_bytes: int
+    total_logprob: float | None
+    bits_per_byte: float | None
+
+
+class CancelBody(Strict):
+    """Which request is to end."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+
+
+class VersionBody(Strict):
+    """Which version of the fusion weights is meant."""
+
+    version: Annotated[str, Field(min_length=1)]
+
+
+class ErrorDetailOut(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+    retry_after_s: float | None = None
+
+
+class ErrorOut(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetailOut
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": text}
+    for status, text in (
+        (400, "a value that is not allowed"),
+        (404, "no such model, shard or version"),
+        (429, "no room now: Retry-After says when"),
+        (503, "a part of the braid does not answer"),
+        (504, "not done in the time allowed"),
+    )
+}

@@ -1,0 +1,113 @@
+"""The shapes of `/v1/completions` and `/v1/models`, as clients of completion services expect them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, field_validator
+
+from braid_orchestrator.http.native_schemas import SamplingFields, Strict
+
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
+class StreamOptions(Strict):
+    """``include_usage``: a last chunk counts the tokens."""
+
+    include_usage: bool = False
+
+
+class CompletionBody(SamplingFields):
+    """One or several prompts to go on with. What has no effect on the answer is accepted and ignored."""
+
+    model: Annotated[str | None, Field(description="the braid, or one of its shards alone")] = None
+    prompt: Prompts
+    max_tokens: int = 16
+    n: int = 1
+    best_of: int | None = None
+    echo: Annotated[bool, Field(description="the prompt stands before the completion")] = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    suffix: None = None
+    user: str | None = None
+
+    # Clients send null for whatever they leave at its default.
+    @field_validator(
+        "max_tokens", "n", "temperature", "top_p", "presence_penalty", "frequency_penalty", mode="before"
+    )
+    @classmethod
+    def _null_is_default(cls, value: Any, info: Any) -> Any:
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @field_validator("echo", "stream", mode="before")
+    @classmethod
+    def _null_is_false(cls, value: Any) -> Any:
+        return False if value is None else value
+
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """One entry per prompt: text, or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [tuple(part for part in self.prompt if isinstance(part, int))]
+        return [
+            tuple(part) if isinstance(part, list) else part
+            for part in self.prompt
+            if not isinstance(part, int)
+        ]
+
+
+class LogprobsOut(BaseModel):
+    """Parallel lists, one entry per token; ``text_offset`` counts characters of the answer."""
+
+    tokens: list[str] = Field(default_factory=list)
+    token_logprobs: list[float | None] = Field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = Field(default_factory=list)
+    text_offset: list[int] = Field(default_factory=list)
+
+
+class CompletionChoiceOut(BaseModel):
+    """One choice, or a piece of one in a stream."""
+
+    index: int
+    text: str
+    logprobs: LogprobsOut | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class CompletionUsageOut(BaseModel):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionOut(BaseModel):
+    """An answer, or a chunk of one."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoiceOut]
+    usage: CompletionUsageOut | None = None
+
+
+class ModelOut(BaseModel):
+    """Something that can be asked for as ``model``."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "braid"
+    max_model_len: int
+    root: Annotated[str, Field(description="what it is made of")]
+
+
+class ModelListOut(BaseModel):
+    """All of them."""
+
+    object: str = "list"
+    data: list[ModelOut]

@@ -1,0 +1,80 @@
+"""What operators and tools ask: is it alive, is it ready, what does it serve, how is it doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, VersionBody
+from braid_orchestrator.http.openai_schemas import ModelListOut, ModelOut
+from braid_orchestrator.metrics import ServiceMetrics
+from braid_orchestrator.service_port import BraidPort
+from braid_rpc.errors import UnknownModelError
+
+
+def operation_routes(get_service: Callable[[], BraidPort], metrics: ServiceMetrics) -> APIRouter:
+    """The routes over whichever service there is at the time of a request."""
+    router = APIRouter(tags=["operations"], responses=ERROR_RESPONSES)
+    created = int(time.time())
+
+    def models() -> list[ModelOut]:
+        description = get_service().describe()
+        parts = " + ".join(shard.name for shard in description.shards)
+        braid = ModelOut(
+            id=description.name, created=created, max_model_len=description.context_length, root=parts
+        )
+        return [
+            braid,
+            *(
+                ModelOut(
+                    id=shard.name, created=created, max_model_len=shard.context_length, root=shard.model_id
+                )
+                for shard in description.shards
+            ),
+        ]
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Alive: this process answers."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Ready: every part of the braid answers; else 503 with the reason."""
+        get_service().ready()
+        return {"status": "ready"}
+
+    @router.get("/metrics")
+    def scrape() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/v1/models", response_model=ModelListOut)
+    async def list_models() -> ModelListOut:
+        """What may be asked for as ``model``: the braid, and each shard alone."""
+        return ModelListOut(data=models())
+
+    @router.get("/v1/models/{model}", response_model=ModelOut)
+    async def show_model(model: str) -> ModelOut:
+        """One of them."""
+        known = models()
+        for entry in known:
+            if entry.id == model:
+                return entry
+        names = ", ".join(entry.id for entry in known)
+        raise UnknownModelError(f"model: got {model!r}, expected one of: {names}")
+
+    @router.get("/v1/fusion/versions/active")
+    async def active_version() -> dict[str, str]:
+        """The version of the fusion weights that new requests get."""
+        return {"active": get_service().describe().weights_version}
+
+    @router.post("/v1/fusion/versions/activate")
+    async def activate_version(body: VersionBody) -> dict[str, str]:
+        """Use another version for requests from now on; running ones keep theirs."""
+        return {"active": await get_service().activate(body.version)}
+
+    return router
