@@ -1,0 +1,138 @@
+"""Finding a causal language model and its tokenizer, in a local folder or on a hub. Runs neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from braid_rpc.errors import ConfigError, CorruptWeightsError, UnknownModelError, UnsupportedModelError
+from braid_services.shard.config import ShardConfig
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def load_model(config: ShardConfig) -> tuple[Any, Any]:
+    """The model, on its device in its dtype, and its tokenizer (None if it has none).
+
+    Raises: UnknownModelError if there is no such model; CorruptWeightsError if its files are damaged or lack
+    tensors; UnsupportedModelError if it is no causal language model; ConfigError for a wrong dtype or device.
+    """
+    where = f"shard {config.name!r}, model {config.model!r}"
+    dtype, device = _dtype(config), _device(config)
+    _refuse_missing_folder(config.model, where)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            config.model, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except OSError as error:
+        raise UnknownModelError(f"{where}: no such model here or on the hub: {_first_line(error)}") from error
+    except SafetensorError as error:
+        raise CorruptWeightsError(f"{where}: cannot read the weights: {_first_line(error)}") from error
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UnsupportedModelError(f"{where}: not a causal language model: {_first_line(error)}") from error
+    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
+    if missing:
+        raise CorruptWeightsError(f"{where}: the weights lack {len(missing)} tensors, such as {missing[0]}")
+    return model.to(device), load_tokenizer(config.model, where)
+
+
+def load_tokenizer(model: str, where: str) -> Any:
+    """The tokenizer that belongs to a model; None if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if (
+            Path(model).is_dir()
+            and not any(Path(model).glob("*token*"))
+            and not any(Path(model).glob("vocab*"))
+        ):
+            return None
+        raise UnsupportedModelError(f"{where}: cannot read the tokenizer: {_first_line(error)}") from error
+
+
+def fast_tokenizer(tokenizer: Any, where: str) -> Tokenizer | None:
+    """The `tokenizers.Tokenizer` inside, a copy that neither truncates nor pads. None for None."""
+    if tokenizer is None:
+        return None
+    inner = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise UnsupportedModelError(
+            f"{where}: {type(tokenizer).__name__} is no tokenizer of the tokenizers library"
+        )
+    copy = Tokenizer.from_str(inner.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def eos_token_ids(model: Any) -> tuple[int, ...]:
+    """The ids that end a text, as the model's generation settings or configuration have them."""
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+    return ()
+
+
+def context_length(model: Any) -> int:
+    """The most tokens a session may hold.
+
+    Rotary tables that change with the longest text in the batch would let sessions influence each other, so a
+    model with such tables is kept to the length below which they do not change.
+    """
+    config = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 1:
+        raise UnsupportedModelError(f"{config.model_type}: its config has no max_position_embeddings")
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        if rope.get("rope_type") == "longrope":
+            length = min(length, int(rope.get("original_max_position_embeddings") or length))
+    return length
+
+
+def _dtype(config: ShardConfig) -> torch.dtype:
+    if config.dtype not in DTYPES:
+        raise ConfigError(
+            f"shard {config.name!r}: dtype: got {config.dtype!r}, expected one of {', '.join(DTYPES)}"
+        )
+    return DTYPES[config.dtype]
+
+
+def _device(config: ShardConfig) -> torch.device:
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"shard {config.name!r}: device: got {config.device!r}, which is not there: {_first_line(error)}"
+        ) from error
+    return device
+
+
+def _refuse_missing_folder(model: str, where: str) -> None:
+    path = Path(model).expanduser()
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_like_a_path and not path.is_dir():
+        raise UnknownModelError(f"{where}: no such folder: {path}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UnknownModelError(
+            f"{where}: the folder has no config.json, expected a model in the Hugging Face layout"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,285 @@
+"""Running a model's own forward in pieces: suspended before any layer, gone on with from a state given back.
+
+Shapes: T packed rows, D width, R logit rows, V vocabulary. Embedding, rotary tables, final norm and head stay
+the model's own code; a greenlet holds its forward still while others work. Knows no sessions, no wire.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from braid_rpc.errors import (
+    ConflictError,
+    InvalidRequestError,
+    ShapeMismatchError,
+    StepOrderError,
+    UnsupportedModelError,
+)
+from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention, WholeSequences
+
+_NO_STOP = -1
+
+
+class SpanModel:
+    """A causal language model whose layers can be run span by span.
+
+    The model is put into eval mode with gradients of its parameters off. Its attention is ours only while a
+    run is under way, so between runs it may be called as usual, under ``lock``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.lock = threading.Lock()
+        self.family: str = model.config.model_type
+        self.layers = find_layers(model)
+        self.num_layers = len(self.layers)
+        self.width: int = model.config.get_text_config().hidden_size
+        self.input_vocab: int = model.get_input_embeddings().weight.shape[0]
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UnsupportedModelError(
+                f"{self.family}: the model has no output head, expected a causal language model"
+            )
+        self.vocab_size: int = head.weight.shape[0]
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self._configs = _attention_configs(model)
+        model.eval()
+        model.requires_grad_(False)
+        for layer_idx, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(_pause_before(layer_idx), with_kwargs=True)
+        head.register_forward_pre_hook(_pick_logit_rows)
+
+    @contextmanager
+    def attention(self, implementation: str) -> Iterator[None]:
+        """Use an attention implementation within the block. The caller holds ``lock``."""
+        before = [config.__dict__["_attn_implementation_internal"] for config in self._configs]
+        for config in self._configs:
+            config.__dict__["_attn_implementation_internal"] = implementation
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, before, strict=True):
+                config.__dict__["_attn_implementation_internal"] = name
+
+
+class SpanRun(greenlet):  # type: ignore[misc]
+    """One forward of a model over T packed rows, suspended wherever it is told to stop.
+
+    Belongs to the thread that made it. A run that is dropped unwinds the model's forward and leaves nothing.
+    """
+
+    def __init__(
+        self,
+        model: SpanModel,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        logit_rows: Tensor | None,
+        attention: PackedAttention,
+    ) -> None:
+        # Nothing inside the forward may refer to this object: then dropping it frees all at once, without the
+        # cycle collector.
+        super().__init__(partial(_logits, model.model, token_ids_T[None], positions_T[None]))
+        self.layer = 0
+        self.attention = attention
+        self.stop_layer = _NO_STOP
+        self.logit_rows = logit_rows
+        self.head_input_RD: Tensor | None = None
+        self.is_done = False
+        self._model = model
+        self._thread = threading.get_ident()
+
+    def advance(self, end_layer: int, hidden_TD: Tensor | None) -> Tensor:
+        """Run up to ``end_layer`` from ``hidden_TD``; None at the start, or to leave the states as they are.
+
+        Returns: (T, D) states entering ``end_layer``. The caller holds the model's lock.
+        """
+        if end_layer == self.layer and self.stop_layer != _NO_STOP:
+            if hidden_TD is None:
+                raise StepOrderError(f"an empty span at layer {end_layer} needs the states to go on with")
+            return hidden_TD
+        self.stop_layer = end_layer
+        out: Tensor = self._switch(hidden_TD)
+        if self.dead:
+            raise UnsupportedModelError(f"{self._model.family}: the forward ended before layer {end_layer}")
+        self.layer = end_layer
+        return out
+
+    def finish(self, hidden_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run to the end: the head's input (R, D) and the logits (R, V). The caller holds the lock."""
+        self.stop_layer = _NO_STOP
+        logits_RV: Tensor = self._switch(hidden_TD)
+        self.layer = self._model.num_layers
+        self.is_done = True
+        if self.head_input_RD is None:
+            raise UnsupportedModelError(
+                f"{self._model.family}: the forward did not call the model's output head"
+            )
+        return self.head_input_RD, logits_RV
+
+    def drop(self) -> None:
+        """Give the forward up. Harmless at any time; on another thread it is left to the collector."""
+        if self and threading.get_ident() == self._thread:
+            self.parent = getcurrent()
+            self.throw()
+
+    def _switch(self, hidden_TD: Tensor | None) -> Any:
+        if threading.get_ident() != self._thread:
+            raise ConflictError(
+                "a span run was started on another thread; one caller's steps stay on one thread"
+            )
+        with self._model.attention(PACKED_ATTENTION):
+            self.parent = getcurrent()
+            return self.switch(hidden_TD)
+
+
+def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Tensor:
+    """The body of a run: the model's own forward. Returns: logits (R, V)."""
+    logits: Tensor = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    return logits[0]
+
+
+def _pause_before(layer_idx: int) -> Any:
+    """The hook that suspends a run before a layer and goes on with whatever state comes back."""
+
+    def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = getcurrent()
+        if not isinstance(run, SpanRun) or run.stop_layer != layer_idx:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        caller = run.parent
+        del run  # no reference to the run from inside it, see SpanRun
+        given = caller.switch(hidden[0])
+        if given is None:
+            return None
+        given = given[None]
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+    return pause
+
+
+def _pick_logit_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """The hook that lets the head see only the rows whose logits are wanted, and notes its input."""
+    run = getcurrent()
+    if not isinstance(run, SpanRun):
+        return None
+    hidden = args[0]
+    if run.logit_rows is not None:
+        hidden = hidden.index_select(1, run.logit_rows)
+    run.head_input_RD = hidden[0]
+    return (hidden, *args[1:])
+
+
+def find_layers(model: Any) -> nn.ModuleList:
+    """The model's decoder layers. Raises: UnsupportedModelError if there is not exactly one such list."""
+    config = model.config.get_text_config()
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == num_layers > 0
+        and all(any(hasattr(part, "layer_idx") for part in layer.modules()) for layer in module)
+    ]
+    if len(lists) != 1:
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: found {len(lists)} lists of {num_layers} layers, expected one"
+        )
+    return lists[0]
+
+
+def _attention_configs(model: Any) -> list[Any]:
+    """All configuration objects that the model's layers read their attention implementation from."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return [config for config in configs.values() if "_attn_implementation_internal" in config.__dict__]
+
+
+class SpanForward:
+    """A stateless forward over packed whole sequences, differentiable where gradients are enabled.
+
+    Made by `ShardBackend.forward`; used on one thread. Gradients flow from the logits to injected states; the
+    model's own parameters get none.
+    """
+
+    def __init__(
+        self,
+        model: SpanModel,
+        token_ids_T: Tensor,
+        lengths: Sequence[int],
+        logit_rows: Sequence[int] | None = None,
+    ) -> None:
+        num_rows = check_packed(token_ids_T, lengths, model.input_vocab)
+        if logit_rows is not None and not all(0 <= row < num_rows for row in logit_rows):
+            raise InvalidRequestError(f"logit_rows: got {list(logit_rows)}, expected rows of [0, {num_rows})")
+        device = model.device
+        positions_T = torch.cat([torch.arange(length, device=device) for length in lengths])
+        rows = None if logit_rows is None else torch.tensor(list(logit_rows), dtype=torch.long, device=device)
+        self._model = model
+        self._num_rows = num_rows
+        self._run = SpanRun(model, token_ids_T.to(device), positions_T, rows, WholeSequences(list(lengths)))
+        self._given: Tensor | None = None
+
+    def run_to(self, layer: int) -> Tensor:
+        """The states (T, D) entering ``layer``, without changing those so far."""
+        return self._advance(layer, self._given)
+
+    def resume(self, hidden_TD: Tensor, layer: int) -> Tensor:
+        """Put ``hidden_TD`` in place of the present states, then run to ``layer``: (T, D)."""
+        return self._advance(layer, self._checked(hidden_TD))
+
+    def finish(self, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run to the end, from ``hidden_TD`` if given: the head's input (R, D) and the logits (R, V)."""
+        hidden_TD = self._given if hidden_TD is None else self._checked(hidden_TD)
+        self._refuse_if_done()
+        self._given = None
+        with self._model.lock:
+            return self._run.finish(hidden_TD)
+
+    def _advance(self, layer: int, hidden_TD: Tensor | None) -> Tensor:
+        self._refuse_if_done()
+        if not self._run.layer <= layer < self._model.num_layers:
+            raise StepOrderError(
+                f"layer: got {layer}, expected one of [{self._run.layer}, {self._model.num_layers}); "
+                "finish() runs the last span"
+            )
+        with self._model.lock:
+            self._given = self._run.advance(layer, hidden_TD)
+        return self._given
+
+    def _refuse_if_done(self) -> None:
+        if self._run.is_done:
+            raise StepOrderError("the forward has been finished; start another one")
+
+    def _checked(self, hidden_TD: Tensor) -> Tensor:
+        if self._given is None:
+            raise StepOrderError("no states to replace yet: run_to() a layer first")
+        if hidden_TD.shape != (self._num_rows, self._model.width):
+            raise ShapeMismatchError(
+                f"hidden: got {tuple(hidden_TD.shape)}, expected {(self._num_rows, self._model.width)}"
+            )
+        return hidden_TD.to(device=self._model.device, dtype=self._model.dtype)
+
+
+def check_packed(token_ids_T: Tensor, lengths: Sequence[int], vocab_size: int) -> int:
+    """The number of packed rows T. Raises: ShapeMismatchError, InvalidRequestError, naming what is wrong."""
+    num_rows = sum(lengths)
+    if not lengths or min(lengths) < 1:
+        raise InvalidRequestError(
+            f"rows of the sequences: got {list(lengths)}, expected at least one row each"
+        )
+    if token_ids_T.shape != (num_rows,):
+        raise ShapeMismatchError(f"token_ids: got shape {tuple(token_ids_T.shape)}, expected ({num_rows},)")
+    if token_ids_T.dtype not in (torch.int64, torch.int32):
+        raise InvalidRequestError(f"token_ids: got dtype {token_ids_T.dtype}, expected int64 or int32")
+    low, high = (int(bound) for bound in torch.aminmax(token_ids_T))
+    if low < 0 or high >= vocab_size:
+        raise InvalidRequestError(f"token_ids: got ids from {low} to {high}, expected [0, {vocab_size})")
+    return num_rows
