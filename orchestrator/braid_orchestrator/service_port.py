@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Protocol, cast
 
 from braid_orchestrator.requests import Event, GenerateRequest, ScoreRequest, ScoreResult
 
@@ -39,3 +39,8 @@ class BraidPort(Protocol):
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
+
+
+def as_generator(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+    """A braid's events are an async generator: closing it cancels the request."""
+    return cast("AsyncGenerator[Event, None]", events)

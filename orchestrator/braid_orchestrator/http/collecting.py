@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
 
 from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
+from braid_orchestrator.service_port import as_generator
 from braid_rpc.errors import BraidError
 
 
@@ -65,11 +65,6 @@ async def collect(events: AsyncIterator[Event], num_choices: int) -> Collected:
     if begun is None or done is None:
         raise BraidError("the braid's events ended before the request was finished")
     return Collected(begun, done, choices)
-
-
-def as_generator(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
-    """A braid's events are an async generator: what closes it cancels the request."""
-    return cast("AsyncGenerator[Event, None]", events)
 
 
 def finite(value: float | None) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
-from braid_orchestrator.http.collecting import as_generator, finite
+from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.merging import merge
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
@@ -31,7 +31,7 @@ from braid_orchestrator.requests import (
     Started,
     TokenEvent,
 )
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.service_port import BraidPort, as_generator
 from braid_rpc.errors import BraidError, InvalidRequestError
 
 _MAX_PROMPTS = 64

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from braid_orchestrator.http.collecting import Collected, CollectedChoice, as_generator, collect, finite
+from braid_orchestrator.http.collecting import Collected, CollectedChoice, collect, finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.native_schemas import (
     ERROR_RESPONSES,
@@ -29,7 +29,7 @@ from braid_orchestrator.http.native_schemas import (
 from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
 from braid_orchestrator.model_selection import select_model
 from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.service_port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
 
