@@ -154,4 +154,5 @@ def relative_change(before_TD: Tensor, after_TD: Tensor) -> Tensor:
     dtype = torch.promote_types(before_TD.dtype, torch.float32)
     before_TD, after_TD = before_TD.to(dtype), after_TD.to(dtype)
     change: Tensor = torch.linalg.norm(after_TD - before_TD)
-    return change / torch.linalg.norm(before_TD).clamp_min(1e-12)
+    size: Tensor = torch.linalg.norm(before_TD)
+    return change / size.clamp_min(1e-12)

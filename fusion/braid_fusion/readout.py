@@ -13,10 +13,21 @@ from torch.nn import functional
 
 from braid_fusion.errors import FusionShapeError, PlanError
 from braid_fusion.initialisation import linear, zero_linear
-from braid_fusion.mixing import NUM_LOGIT_FEATURES
+from braid_fusion.mixing import NUM_LOGIT_FEATURES, logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
 
 READOUTS = ("anchor", "mixture", "gate")
+
+__all__ = [
+    "NUM_LOGIT_FEATURES",
+    "READOUTS",
+    "AnchorReadout",
+    "GateReadout",
+    "MixtureReadout",
+    "logit_features",
+    "make_readout",
+    "mix_logits",
+]
 
 
 class AnchorReadout(nn.Module):

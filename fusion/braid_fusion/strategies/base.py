@@ -32,8 +32,8 @@ class FusionStrategy(nn.Module):
 
     Two ways to write one. The short way overrides `forward(hidden_states)`: a list of S tensors (..., F) in
     the order of the shards to one (..., F), or one per receiver. Rows of several sequences come packed, so
-    such a class must work row by row. The long way overrides `fuse`, which also gets the context: which row stands
-    where in which sequence, and what those sequences keep from earlier calls.
+    such a class must work row by row. The long way overrides `fuse`, which also gets the context:
+    which row stands where in which sequence, and what those sequences keep from earlier calls.
 
     It is built by `make_strategy` as ``cls(num_models, hidden_dim, **options)``.
     """

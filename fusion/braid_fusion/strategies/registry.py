@@ -51,8 +51,8 @@ def make_strategy(
 
     The class gets those of ``num_models``, ``hidden_dim``, ``receivers`` (indices of the shards that
     receive), ``anchor`` and ``generator`` that its constructor names; if it names neither of the first two,
-    they are given by position. Whatever a class draws from torch's global generator is drawn from a fork seeded by
-    ``generator``.
+    they are given by position. Whatever a class draws from torch's global generator is drawn from
+    a fork of it, seeded by ``generator``.
 
     Raises: PlanError for an unknown name or an option that the class does not take.
     """
