@@ -6,9 +6,9 @@ Names follow what other completion services use; all begin with ``braid_``. Gaug
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -23,7 +23,7 @@ from braid_orchestrator.requests import (
     Started,
     TokenEvent,
 )
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.service_port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class MeteredService:
         last: dict[int, float] = {}
         outcome = "cancelled"
         try:
-            async with aclosing(
-                cast("AsyncGenerator[Event, None]", self._service.generate(request))
-            ) as events:
+            async with aclosing(as_generator(self._service.generate(request))) as events:
                 async for event in events:
                     now = time.perf_counter()
                     match event:
