@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
 from braid_orchestrator.config import BraidConfig, PointConfig
@@ -27,8 +28,7 @@ def assemble_local(config: BraidConfig, backends: Sequence[ShardBackend] | None 
     """
     if backends is None:
         backends = [ShardBackend.load(shard) for shard in config.shards]
-    shards = [LocalShard(backend) for backend in backends]
-    return _assemble(config, shards, _embedded_fusion(config))
+    return _assemble(config, [LocalShard(backend) for backend in backends], _embedded_fusion(config))
 
 
 def assemble_remote(
@@ -40,11 +40,13 @@ def assemble_remote(
     whenever a part has to be reconnected. Raises: as `assemble_local`, and UnavailableError.
     """
     step_timeout_s = config.limits.step_timeout_s
-    shards = [
+    shards: list[Shard] = [
         RemoteShard(shard.name, shard_targets[shard.name], step_timeout_s, shard.max_message_bytes)
         for shard in config.shards
     ]
-    fusion = _embedded_fusion(config) if fusion_target is None else RemoteFusion(fusion_target, step_timeout_s)
+    fusion = (
+        _embedded_fusion(config) if fusion_target is None else RemoteFusion(fusion_target, step_timeout_s)
+    )
     return _assemble(config, shards, fusion)
 
 
@@ -59,8 +61,9 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
         text = TextCodec(shards[plan.anchor].tokenizer_json())
         engine = Engine(config.name, shards, fusion, plan, text, config.limits)
     except BaseException:
-        for part in (*shards, fusion):
-            part.shutdown()
+        for shard in shards:
+            shard.shutdown()
+        fusion.shutdown()
         raise
     engine.start()
     return BraidService(engine)
@@ -108,7 +111,9 @@ def _resolve_point(index: int, point: PointConfig, cards: Sequence[ShardCard], a
             raise ConfigError(
                 f"points.{index}.receivers: got {name!r}, expected names out of {', '.join(names)}"
             )
-    receivers = range(len(cards)) if point.receivers is None else [names.index(name) for name in point.receivers]
+    receivers = (
+        range(len(cards)) if point.receivers is None else [names.index(name) for name in point.receivers]
+    )
     return PlanPoint(
         name=point.name or str(layers[anchor]),
         layers=layers,
@@ -151,7 +156,7 @@ def _check_order(points: Sequence[PlanPoint], names: Sequence[str]) -> None:
         if point.name in seen:
             raise ConfigError(f"points: got two of name {point.name!r}, expected different names or depths")
         seen.add(point.name)
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         for shard, name in enumerate(names):
             if before.layers[shard] > after.layers[shard]:
                 raise ConfigError(

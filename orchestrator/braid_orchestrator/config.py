@@ -37,7 +37,8 @@ class ReadoutConfig:
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
     """What the engine takes on. A request beyond ``max_waiting`` is refused with a retry time; a step packs at
-    most ``max_batch_tokens`` rows, of which one prompt gets at most ``prefill_chunk``."""
+    most ``max_batch_tokens`` rows, of which one prompt gets at most ``prefill_chunk``. A part that fails is
+    waited for ``recovery_timeout_s`` before its requests are refused."""
 
     max_running: int = 64
     max_waiting: int = 256
@@ -45,6 +46,7 @@ class LimitsConfig:
     prefill_chunk: int = 256
     request_timeout_s: float = 600.0
     step_timeout_s: float = 60.0
+    recovery_timeout_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

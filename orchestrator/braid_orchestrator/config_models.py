@@ -154,6 +154,7 @@ class LimitsModel(_Model):
     prefill_chunk: Count = 256
     request_timeout_s: Seconds = 600.0
     step_timeout_s: Seconds = 60.0
+    recovery_timeout_s: Seconds = 20.0
 
 
 class BraidModel(_Model):

@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_RECOVERIES = 3
 _RECONNECT_EVERY_S = 0.25
-_RECOVERY_S = 20.0
 _RETRY_DOWN_EVERY_S = 1.0
 
 
@@ -120,8 +119,9 @@ class Engine:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
-        for part in (*self._shards, self._fusion):
-            part.shutdown()
+        for shard in self._shards:
+            shard.shutdown()
+        self._fusion.shutdown()
 
     def submit(self, request: GenerateRequest, sink: Sink) -> str:
         """Take a request in; its events go to ``sink``: `Started` first, `Finished` or a `BraidError` last.
@@ -190,7 +190,12 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._stopping or self._inbox or self._scheduler.num_running or self._scheduler.num_waiting):
+                while not (
+                    self._stopping
+                    or self._inbox
+                    or self._scheduler.num_running
+                    or self._scheduler.num_waiting
+                ):
                     self._wake.wait(_RETRY_DOWN_EVERY_S if self._down else None)
                     if self._down:
                         break
@@ -221,7 +226,11 @@ class Engine:
             self._make_room(works, error)
         except Exception as error:  # noqa: BLE001 - a fault of ours: refuse what ran, start afresh, go on
             _log.exception("engine step failed")
-            failure = error if isinstance(error, BraidError) else BraidError(f"internal error: {type(error).__name__}")
+            failure = (
+                error
+                if isinstance(error, BraidError)
+                else BraidError(f"internal error: {type(error).__name__}")
+            )
             self._abandon([*self._scheduler.running], failure)
             self._recover(UnavailableError("restarting after an internal error"))
 
@@ -336,7 +345,7 @@ class Engine:
             sequence.num_cached = 0
             sequence.num_recoveries += 1
         self._abandon([s for s in lost if s.num_recoveries > _MAX_RECOVERIES], error)
-        give_up_s = time.monotonic() + _RECOVERY_S
+        give_up_s = time.monotonic() + self._limits.recovery_timeout_s
         while not self._stopping:
             try:
                 self._roster.reconnect()

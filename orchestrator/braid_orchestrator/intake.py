@@ -22,7 +22,9 @@ _MAX_LOGIT_BYTES = 16 * 2**20
 class Intake:
     """Knows the shards' names, vocabularies and context lengths."""
 
-    def __init__(self, plan: BraidPlan, cards: Many[ShardCard], text: TextCodec, limits: LimitsConfig) -> None:
+    def __init__(
+        self, plan: BraidPlan, cards: Many[ShardCard], text: TextCodec, limits: LimitsConfig
+    ) -> None:
         self._plan = plan
         self._cards = cards
         self._text = text
@@ -54,7 +56,9 @@ class Intake:
         """The sequence of a text. Raises: as `generation`."""
         route = self._route(asked.use_braiding, asked.shard)
         if not asked.prompt:
-            raise InvalidRequestError("prompt: got an empty text, expected at least one character or token id")
+            raise InvalidRequestError(
+                "prompt: got an empty text, expected at least one character or token id"
+            )
         encoded = self._encode(asked.prompt, route)
         self._check_length(len(encoded.token_ids), 0, route)
         request = Request(request_id, sink, 1, len(encoded.token_ids), self._timeout_s(asked.timeout_s))
@@ -97,7 +101,9 @@ class Intake:
         size = min(card.vocab_size for card in cards)
         for token_id in token_ids:  # type: ignore[attr-defined]
             if not 0 <= token_id < size:
-                raise InvalidRequestError(f"{name}: got token id {token_id}, expected between 0 and {size - 1}")
+                raise InvalidRequestError(
+                    f"{name}: got token id {token_id}, expected between 0 and {size - 1}"
+                )
 
     def _check_length(self, prompt_tokens: int, max_tokens: int, route: int) -> None:
         limit = self.context_length(route)

@@ -16,9 +16,10 @@ from torch import Tensor
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.ports import FuseResult
 from braid_rpc.cards import ShardCard
-from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
+from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep
 from braid_services.fusion.backend import FusionBackend, FusionStream
-from braid_services.shard.backend import ShardBackend, ShardStream
+from braid_services.shard.backend import ShardBackend
+from braid_services.shard.stream import ShardStream
 
 ResultT = TypeVar("ResultT")
 

@@ -78,7 +78,9 @@ class LockStep:
                 span, {shard: self._span_step(shard, span, batch, hidden) for shard in running}, trace
             )
             if span < num_points:
-                hidden = self._exchange(span, batch.segments, [last[shard].hidden for shard in running], trace)
+                hidden = self._exchange(
+                    span, batch.segments, [last[shard].hidden for shard in running], trace
+                )
         return self._read_out(batch, list(last.values()), trace) if batch.logit_rows else None
 
     def run_alone(self, batches: dict[int, PackedBatch], trace: StepTrace) -> dict[int, Scores]:

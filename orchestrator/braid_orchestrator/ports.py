@@ -22,8 +22,13 @@ from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
 class Shard(Protocol):
     """One base model, stepped span by span."""
 
-    name: str
-    card: ShardCard
+    @property
+    def name(self) -> str:
+        """The shard's name in this braid."""
+
+    @property
+    def card(self) -> ShardCard:
+        """What the shard says about itself; the free bytes as of the last answer."""
 
     def open(self, sessions: Sequence[OpenSession]) -> None:
         """Open all or none. Raises: CacheFullError, InvalidRequestError."""
@@ -61,7 +66,9 @@ class FuseResult:
 class Fusion(Protocol):
     """The fusion modules and the readout of one braid."""
 
-    active_version: str
+    @property
+    def active_version(self) -> str:
+        """The weights version that new sessions get."""
 
     def prepare(self, plan: BraidPlan) -> None:
         """Build the modules of a plan. Raises: ConfigError, WeightMismatchError, CorruptWeightsError."""
@@ -69,7 +76,9 @@ class Fusion(Protocol):
     def open(self, session_ids: Sequence[str], version: str = "") -> str:
         """Open sessions on a version of the weights (empty: the active one); returns the one that they keep."""
 
-    def fuse(self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]) -> FuseResult:
+    def fuse(
+        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+    ) -> FuseResult:
         """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``."""
 
     def read_out(

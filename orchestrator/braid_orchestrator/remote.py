@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from braid_rpc.fusion_client import FusionClient
+from braid_rpc.shard_client import ShardClient
 from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.ports import FuseResult
 from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
 from braid_rpc.errors import BraidError, ProtocolVersionError, UnavailableError
-from braid_rpc.fusion_client import FusionClient
-from braid_rpc.shard_client import ShardClient
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
 from braid_rpc.stream_client import FusionStreamClient, ShardStreamClient
 from braid_rpc.v1 import fusion_pb2, shard_pb2, tensor_pb2
@@ -30,12 +30,17 @@ class RemoteShard:
         self, name: str, resolve: Callable[[], str], step_timeout_s: float, max_message_bytes: int
     ) -> None:
         """Connect. Raises: UnavailableError, ProtocolVersionError."""
-        self.name = name
+        self._name = name
         self._resolve = resolve
         self._step_timeout_s = step_timeout_s
         self._max_message_bytes = max_message_bytes
         self._encode_s = 0.0
         self._connect()
+
+    @property
+    def name(self) -> str:
+        """The shard's name."""
+        return self._name
 
     @property
     def card(self) -> ShardCard:
@@ -117,7 +122,7 @@ class RemoteShard:
         if (self._card.model_hash, self._card.tokenizer_hash) != (before.model_hash, before.tokenizer_hash):
             self._stream.close()
             raise UnavailableError(
-                f"shard {self.name!r}: came back with model {self._card.model_hash[:12]}, expected "
+                f"shard {self._name!r}: came back with model {self._card.model_hash[:12]}, expected "
                 f"{before.model_hash[:12]}"
             )
 
@@ -143,7 +148,7 @@ class RemoteShard:
             raise self._named(error) from error
 
     def _named(self, error: BraidError) -> BraidError:
-        return type(error)(f"shard {self.name!r}: {error.message}", retry_after_s=error.retry_after_s)
+        return type(error)(f"shard {self._name!r}: {error.message}", retry_after_s=error.retry_after_s)
 
 
 class RemoteFusion:
@@ -156,7 +161,12 @@ class RemoteFusion:
         self._plan: BraidPlan | None = None
         self._client: FusionClient | None = None
         self._stream: FusionStreamClient | None = None
-        self.active_version = ""
+        self._active_version = ""
+
+    @property
+    def active_version(self) -> str:
+        """The version that new sessions get, as last heard."""
+        return self._active_version
 
     def prepare(self, plan: BraidPlan) -> None:
         """See `ports.Fusion`. Raises also: UnavailableError, ProtocolVersionError."""
@@ -168,7 +178,7 @@ class RemoteFusion:
             raise ProtocolVersionError(
                 f"fusion service: got protocol version {card.protocol_version}, expected {PROTOCOL_VERSION}"
             )
-        self.active_version = card.active_version
+        self._active_version = card.active_version
         self._stream = FusionStreamClient(target)
 
     def open(self, session_ids: Sequence[str], version: str = "") -> str:
@@ -225,7 +235,7 @@ class RemoteFusion:
         """See `ports.Fusion`."""
         if self._client is None:
             raise UnavailableError("fusion service: not connected")
-        self.active_version = self._client.activate(version).active_version
+        self._active_version = self._client.activate(version).active_version
 
     def reconnect(self) -> None:
         """See `ports.Fusion`."""
@@ -246,10 +256,13 @@ class RemoteFusion:
         try:
             return self._stream.call(request, self._step_timeout_s)
         except BraidError as error:
-            raise type(error)(f"fusion service: {error.message}", retry_after_s=error.retry_after_s) from error
+            raise type(error)(
+                f"fusion service: {error.message}", retry_after_s=error.retry_after_s
+            ) from error
 
 
 def _segments(segments: Sequence[Segment]) -> list[tensor_pb2.Segment]:
     return [
-        tensor_pb2.Segment(session_id=s.session_id, position=s.position, num_rows=s.num_rows) for s in segments
+        tensor_pb2.Segment(session_id=s.session_id, position=s.position, num_rows=s.num_rows)
+        for s in segments
     ]

@@ -74,6 +74,6 @@ def _emit(request: Request, item: Event | ScoreResult | BraidError) -> None:
     """A sink that fails (its event loop is gone, say) means that nobody listens any more."""
     try:
         request.sink(item)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, generating for nobody is pointless
         _log.warning("request %s: nobody takes its events any more", request.request_id, exc_info=True)
         request.cancelled = True

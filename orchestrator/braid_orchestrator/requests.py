@@ -45,7 +45,11 @@ class SamplingOptions:
                 raise InvalidRequestError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
         check(self.max_tokens >= 1, "max_tokens", "at least 1")
-        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"between 0 and max_tokens ({self.max_tokens})")
+        check(
+            0 <= self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            f"between 0 and max_tokens ({self.max_tokens})",
+        )
         check(0.0 <= self.temperature <= 100.0, "temperature", "between 0 (greedy) and 100")
         check(self.top_k >= 0, "top_k", "0 (off) or a positive number")
         check(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
@@ -77,11 +81,15 @@ class GenerateRequest:
         """Raises: InvalidRequestError, naming the field."""
         self.sampling.validate()
         if not self.prompt:
-            raise InvalidRequestError("prompt: got an empty prompt, expected at least one character or token id")
+            raise InvalidRequestError(
+                "prompt: got an empty prompt, expected at least one character or token id"
+            )
         if not 1 <= self.n <= 64:
             raise InvalidRequestError(f"n: got {self.n}, expected between 1 and 64")
         if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
-            raise InvalidRequestError(f"timeout_s: got {self.timeout_s}, expected a positive number of seconds")
+            raise InvalidRequestError(
+                f"timeout_s: got {self.timeout_s}, expected a positive number of seconds"
+            )
         if self.use_braiding and self.shard is not None:
             raise InvalidRequestError(
                 f"shard: got {self.shard!r} together with use_braiding, expected use_braiding false"

@@ -33,7 +33,11 @@ class Sampler:
     """Sampling state of one choice: options, random generator, counts of the tokens seen."""
 
     def __init__(
-        self, options: SamplingOptions, prompt_ids: Iterable[int], eos_token_ids: Iterable[int], index: int = 0
+        self,
+        options: SamplingOptions,
+        prompt_ids: Iterable[int],
+        eos_token_ids: Iterable[int],
+        index: int = 0,
     ) -> None:
         """``index`` is the number of the choice: choices of one seed draw differently."""
         self._options = options
@@ -75,7 +79,9 @@ class Sampler:
             scores_V = own()
             for token_id, bias in options.logit_bias.items():
                 if not 0 <= token_id < vocab_size:
-                    raise InvalidRequestError(f"logit_bias: got token id {token_id}, expected below {vocab_size}")
+                    raise InvalidRequestError(
+                        f"logit_bias: got token id {token_id}, expected below {vocab_size}"
+                    )
                 scores_V[token_id] += bias
         if options.repetition_penalty != 1.0:
             scores_V = own()

@@ -37,7 +37,9 @@ _incarnations = itertools.count()
 class Request:
     """What a user asked for, and where its events go. ``cancelled`` may be set from any thread."""
 
-    def __init__(self, request_id: str, sink: Sink, num_choices: int, prompt_tokens: int, timeout_s: float) -> None:
+    def __init__(
+        self, request_id: str, sink: Sink, num_choices: int, prompt_tokens: int, timeout_s: float
+    ) -> None:
         self.request_id = request_id
         self.sink = sink
         self.prompt_tokens = prompt_tokens
@@ -141,7 +143,9 @@ class GeneratedSequence(Sequence):
         """Only the last token's logits, and only once nothing is pending behind it."""
         return range(num_rows - 1, num_rows) if num_rows == self.num_pending else range(0)
 
-    def extend(self, pick: Pick, weights: dict[str, float], codec: TextCodec) -> tuple[TokenEvent, ChoiceFinished | None]:
+    def extend(
+        self, pick: Pick, weights: dict[str, float], codec: TextCodec
+    ) -> tuple[TokenEvent, ChoiceFinished | None]:
         """Append a picked token; says what to report and whether this ends the choice."""
         self.token_ids.append(pick.token_id)
         self.num_generated += 1

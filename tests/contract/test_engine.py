@@ -1,0 +1,282 @@
+"""What must hold of a braid, over every transport: in process, and over real gRPC with the fusion modules
+embedded or served."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from braids import (
+    TRANSPORTS,
+    Client,
+    braid_config,
+    oracle_log_probs,
+    running,
+    shake,
+    shaken_weights,
+    two_backends,
+)
+
+from braid_fusion.stack import FusionStack
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.config import BraidConfig, LimitsConfig, PointConfig, ReadoutConfig
+from braid_rpc.errors import (
+    ConfigError,
+    ContextLengthError,
+    DeadlineError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestCancelledError,
+    UnknownShardError,
+)
+from braid_services.shard.backend import ShardBackend
+
+TEXT = "the other thing in there, 1234567890: a text of more than one chunk — with “quotes” and 🧶"
+# Two orders of summation of the same float32 numbers.
+TOLERANCE = 1e-4
+
+LIMITS = LimitsConfig(
+    max_running=8, max_waiting=8, max_batch_tokens=32, prefill_chunk=16, recovery_timeout_s=3.0
+)
+POINTS = (
+    PointConfig(at=1, strategy="mlp"),
+    PointConfig(at=2, strategy="attention", options={"num_heads": 4}),
+)
+
+
+@pytest.fixture(scope="module")
+def backends() -> list[ShardBackend]:
+    return two_backends()
+
+
+@pytest.fixture(scope="module")
+def config(backends: list[ShardBackend], tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
+    bare = braid_config(points=POINTS, limits=LIMITS)
+    weights = shaken_weights(bare, backends, tmp_path_factory.mktemp("weights"))
+    return braid_config(points=POINTS, limits=LIMITS, weights=weights)
+
+
+@pytest.fixture(params=TRANSPORTS, scope="module")
+def client(
+    request: pytest.FixtureRequest, config: BraidConfig, backends: list[ShardBackend]
+) -> Iterator[Client]:
+    with TemporaryDirectory() as sockets, running(config, backends, request.param, Path(sockets)) as client:
+        yield client
+
+
+@pytest.fixture
+def free_before(client: Client, backends: list[ShardBackend]) -> Iterator[None]:
+    """Whatever the test does, the caches are back to where they were (property 9)."""
+    before = [backend.card for backend in backends]
+    yield
+    deadline = time.monotonic() + 10
+    while [b.card for b in backends] != before and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert [backend.card for backend in backends] == before
+    assert client.engine.stats().running == client.engine.stats().waiting == 0
+
+
+pytestmark = pytest.mark.usefixtures("free_before")
+
+
+def oracle(config: BraidConfig, backends: list[ShardBackend], token_ids: tuple[int, ...]) -> torch.Tensor:
+    plan = resolve_plan(config, [backend.card for backend in backends])
+    stack = FusionStack(plan)
+    shake(stack, 3)
+    return oracle_log_probs(plan, stack, backends, token_ids)
+
+
+def test_scores_in_chunks_equal_the_whole_text_at_once(
+    client: Client, config: BraidConfig, backends: list[ShardBackend]
+) -> None:
+    result = client.score(TEXT)
+    log_probs = oracle(config, backends, result.token_ids)
+    expected = log_probs[:-1].gather(1, torch.tensor(result.token_ids)[1:, None])[:, 0]
+    assert torch.allclose(torch.tensor(result.logprobs[1:]), expected, atol=TOLERANCE)
+    assert (
+        "".join(result.tokens).encode(errors="replace").decode()
+        and result.num_bytes == len(TEXT.encode()) - 3
+    )
+
+
+def test_token_by_token_equals_the_whole_text_at_once(
+    client: Client, config: BraidConfig, backends: list[ShardBackend]
+) -> None:
+    prompt = client.engine.text.encode(TEXT).token_ids
+    result = client.generate(TEXT, temperature=0.0, max_tokens=12, logprobs=0, ignore_eos=True)
+    log_probs = oracle(config, backends, (*prompt, *result.token_ids))[len(prompt) - 1 : -1]
+    assert result.token_ids == log_probs.argmax(-1).tolist()
+    assert torch.allclose(torch.tensor(result.logprobs), log_probs.amax(-1), atol=TOLERANCE)
+
+
+def test_fusion_and_readout_matter(client: Client) -> None:
+    """Otherwise the tests around this one could not fail."""
+    braided = client.score(TEXT).logprobs
+    for shard in ("left", "right"):
+        alone = client.score(TEXT, use_braiding=False, shard=shard).logprobs
+        assert max(abs(a - b) for a, b in zip(alone, braided, strict=True)) > 0.1
+
+
+def test_the_same_seed_gives_the_same_tokens_on_every_transport(
+    client: Client, config: BraidConfig, backends: list[ShardBackend]
+) -> None:
+    with running(config, backends, "in process", Path()) as local:
+        expected = local.generate("in the", seed=11, max_tokens=24, ignore_eos=True)
+    got = client.generate("in the", seed=11, max_tokens=24, ignore_eos=True)
+    assert got.token_ids == expected.token_ids
+    assert got.text == expected.text
+
+
+def test_a_session_does_not_depend_on_its_batch(client: Client) -> None:
+    alone = client.generate("the thing", seed=5, max_tokens=16, logprobs=0, ignore_eos=True)
+    others = [
+        client.submit(TEXT[: 7 * count], seed=count, max_tokens=20, ignore_eos=True) for count in range(1, 5)
+    ]
+    solo = client.submit("other text", use_braiding=False, shard="right", max_tokens=9)
+    among = client.generate("the thing", seed=5, max_tokens=16, logprobs=0, ignore_eos=True)
+    for events in [*others, solo]:
+        client.results(events)
+    assert among.token_ids == alone.token_ids
+    assert torch.allclose(torch.tensor(among.logprobs), torch.tensor(alone.logprobs), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("at", [1, 20, 40])
+def test_later_text_changes_no_earlier_output(client: Client, at: int) -> None:
+    token_ids = client.engine.text.encode(TEXT).token_ids
+    changed = (*token_ids[:at], *((token_id + 1) % 256 for token_id in token_ids[at:]))
+    before, after = client.score(token_ids).logprobs[:at], client.score(changed).logprobs[:at]
+    assert torch.allclose(torch.tensor(before), torch.tensor(after), atol=TOLERANCE)
+
+
+def test_weights_sum_to_one_and_name_the_shards(client: Client) -> None:
+    result = client.generate("the", max_tokens=5, ignore_eos=True)
+    assert all(set(weights) == {"left", "right"} for weights in result.weights)
+    assert all(abs(sum(weights.values()) - 1) < 1e-5 for weights in result.weights)
+    alone = client.generate("the", max_tokens=5, use_braiding=False, shard="right", ignore_eos=True)
+    assert all(weights == {"left": 0.0, "right": 1.0} for weights in alone.weights)
+
+
+def test_choices_differ_and_repeat_with_their_seed(client: Client) -> None:
+    first = client.results(client.submit("the", n=3, seed=1, max_tokens=8, ignore_eos=True))
+    again = client.results(client.submit("the", n=3, seed=1, max_tokens=8, ignore_eos=True))
+    assert len({tuple(result.token_ids) for result in first}) == 3
+    assert [r.token_ids for r in first] == [r.token_ids for r in again]
+
+
+def test_stop_strings_end_the_text_before_them(client: Client) -> None:
+    options = {"seed": 3, "max_tokens": 30, "ignore_eos": True}
+    whole = client.generate("the", **options)
+    assert len(whole.text) > 8
+    stop = whole.text[4:7]
+    cut = client.generate("the", stop=(stop,), **options)
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    ended = client.generate("the", stop_token_ids=(whole.token_ids[2],), **options)
+    assert ended.token_ids == whole.token_ids[: whole.token_ids.index(whole.token_ids[2]) + 1]
+    assert ended.stop_reason == whole.token_ids[2]
+
+
+def test_cancelling_frees_everything(client: Client) -> None:
+    events = client.submit("the", max_tokens=200, request_id="mine", ignore_eos=True)
+    events.get(timeout=30)
+    assert client.engine.cancel("mine")
+    with pytest.raises(RequestCancelledError, match="mine"):
+        client.results(events)
+    assert not client.engine.cancel("mine")
+
+
+def test_a_deadline_ends_a_request(client: Client) -> None:
+    with pytest.raises(DeadlineError, match=r"longer than 0\.05 s"):
+        client.generate(TEXT, max_tokens=150, timeout_s=0.05, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "options"),
+    [
+        (InvalidRequestError, "temperature: got -1", {"temperature": -1.0}),
+        (InvalidRequestError, "empty prompt", {"prompt": ""}),
+        (InvalidRequestError, "token id 999, expected between 0 and 261", {"prompt": (1, 999)}),
+        (InvalidRequestError, "logit_bias: got token id 4000", {"logit_bias": {4000: 1.0}}),
+        (ContextLengthError, "at most 253: shard 'left' holds 256", {"max_tokens": 254}),
+        (ContextLengthError, "prompt: got 300 tokens, expected fewer than 256", {"prompt": (1,) * 300}),
+        (
+            UnknownShardError,
+            "got 'middle', expected one of left, right",
+            {"use_braiding": False, "shard": "middle"},
+        ),
+        (InvalidRequestError, "use_braiding false", {"shard": "left"}),
+        (InvalidRequestError, "n: got 0", {"n": 0}),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    client: Client, error: type[Exception], match: str, options: dict[str, object]
+) -> None:
+    with pytest.raises(error, match=match):
+        client.submit(**{"prompt": "the"} | options)  # type: ignore[arg-type]
+
+
+def test_a_full_queue_says_when_to_come_back(client: Client) -> None:
+    taken = []
+    with pytest.raises(QueueFullError, match="expected at most 8") as refused:
+        for _ in range(30):
+            taken.append(client.submit(TEXT, max_tokens=60, ignore_eos=True))
+    assert refused.value.retry_after_s > 0
+    for events in taken:
+        client.results(events)
+
+
+# --- without a transport of their own ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_untrained_braid_gives_its_anchor_exactly(backends: list[ShardBackend], transport: str) -> None:
+    strategies = ("weighted", "attention", "router", "mlp")
+    points = [PointConfig(at=1, strategy=name, name=name) for name in strategies]
+    config = braid_config(points=points, readout=ReadoutConfig("anchor"), limits=LIMITS)
+    with TemporaryDirectory() as sockets, running(config, backends, transport, Path(sockets)) as client:
+        for options in ({"temperature": 0.0}, {"seed": 4}):
+            braided = client.generate(TEXT, max_tokens=20, logprobs=0, ignore_eos=True, **options)
+            alone = client.generate(
+                TEXT, max_tokens=20, logprobs=0, ignore_eos=True, use_braiding=False, **options
+            )
+            assert braided.token_ids == alone.token_ids
+            assert braided.logprobs == alone.logprobs
+
+
+def test_the_anchor_alone_equals_transformers(backends: list[ShardBackend]) -> None:
+    config = braid_config(limits=LIMITS)
+    with running(config, backends, "in process", Path()) as client:
+        prompt = client.engine.text.encode(TEXT).token_ids
+        got = client.generate(TEXT, temperature=0.0, max_tokens=20, use_braiding=False, ignore_eos=True)
+    with backends[0].plain_model() as model, backends[0].spans.attention("eager"):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+    assert got.token_ids == expected[0, len(prompt) :].tolist()
+
+
+def test_a_full_cache_makes_the_youngest_wait_and_changes_no_token(tmp_path: Path) -> None:
+    roomy = two_backends()
+    block = roomy[1].pool.bytes_for(8)
+    tight = two_backends(cache_bytes=9 * block)
+    config = braid_config(points=POINTS, limits=LIMITS)
+    prompts = ["the one", "another", "third thing"]
+    with running(config, roomy, "in process", tmp_path) as client:
+        expected = [client.generate(p, seed=1, max_tokens=30, ignore_eos=True).token_ids for p in prompts]
+    with running(config, tight, "in process", tmp_path) as client:
+        waiting = [client.submit(p, seed=1, max_tokens=30, ignore_eos=True) for p in prompts]
+        got = [client.results(events)[0].token_ids for events in waiting]
+    assert got == expected
+
+
+def test_shards_of_different_tokenizers_are_refused(backends: list[ShardBackend]) -> None:
+    from dataclasses import replace
+
+    cards = [backends[0].card, replace(backends[1].card, tokenizer_hash="another")]
+    with pytest.raises(ConfigError, match="expected shards of one tokenizer"):
+        resolve_plan(braid_config(), cards)
