@@ -1,0 +1,40 @@
+"""Starts a fusion service. Knows how its parts are put together, nothing of what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
+from braid_rpc.errors import InvalidRequestError
+from braid_services.fusion.backend import FusionBackend
+from braid_services.fusion.servicer import FusionServicer
+from braid_services.serving import RunningServer, start_server
+
+
+def serve_fusion(
+    weights_dir: Path | str | None,
+    version: str | None,
+    targets: Sequence[str],
+    threads: int = 1,
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> RunningServer:
+    """Serve fusion modules on ``targets`` (``unix:/path``, ``host:port``) and return at once.
+
+    The modules are built when an orchestrator sends its plan, with weights from ``weights_dir`` (None:
+    untrained), of ``version`` (None: the newest). ``threads`` is torch's thread count in this process; 0 leaves
+    it as it is.
+
+    Raises: InvalidRequestError for threads below 0 or a malformed target, ConflictError for one that is taken.
+    """
+    if threads < 0:
+        raise InvalidRequestError(f"threads: got {threads}, expected 0 (torch's own choice) or more")
+    if threads:
+        torch.set_num_threads(threads)
+    backend = FusionBackend(weights_dir, version)
+    return start_server(
+        [FusionServicer(backend, max_message_bytes)], targets, max_message_bytes=max_message_bytes
+    )

@@ -1,0 +1,199 @@
+"""The `Fusion` service over gRPC: messages in, messages out. Knows the wire and no maths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from braid_fusion.plan import BraidPlan
+from braid_fusion.readout import NUM_LOGIT_FEATURES
+from braid_rpc.cards import PROTOCOL_VERSION
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
+from braid_rpc.errors import BraidError, ConfigError, InvalidRequestError, ShapeMismatchError
+from braid_rpc.status import error_to_proto
+from braid_rpc.steps import Segment
+from braid_rpc.tensor import FLOAT_DTYPES
+from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc, tensor_pb2
+from braid_services.fusion.backend import FusionBackend, FusionStream
+from braid_services.tensors import decode_torch, encode_torch
+
+_NO_TENSOR = tensor_pb2.Tensor()
+
+
+class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
+    """Serves one backend. Each `Run` stream has a thread and sessions of its own, which end with it."""
+
+    def __init__(self, backend: FusionBackend, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._backend = backend
+        self._max_message_bytes = max_message_bytes
+
+    def Prepare(  # noqa: N802
+        self, request: fusion_pb2.PrepareRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.FusionCard:
+        """Build the modules of a plan."""
+        try:
+            plan = BraidPlan.from_json(request.plan_json)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"plan_json: not a plan: {type(error).__name__}: {error}") from error
+        self._backend.prepare(plan)
+        return self._card()
+
+    def Describe(  # noqa: N802
+        self, request: fusion_pb2.DescribeFusionRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.FusionCard:
+        """What is prepared, loaded and active."""
+        return self._card()
+
+    def LoadVersion(  # noqa: N802
+        self, request: fusion_pb2.LoadVersionRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.FusionCard:
+        """Read a version from disk."""
+        self._backend.load(request.version)
+        return self._card()
+
+    def ListVersions(  # noqa: N802
+        self, request: fusion_pb2.ListVersionsRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.ListVersionsReply:
+        """All versions, the oldest first."""
+        return fusion_pb2.ListVersionsReply(
+            versions=[
+                fusion_pb2.VersionCard(
+                    version=info.version, card_json=info.card_json, loaded=info.loaded, active=info.active
+                )
+                for info in self._backend.list_versions()
+            ]
+        )
+
+    def ActivateVersion(  # noqa: N802
+        self, request: fusion_pb2.ActivateVersionRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.FusionCard:
+        """New sessions get this version."""
+        self._backend.activate(request.version)
+        return self._card()
+
+    def GetMetrics(  # noqa: N802
+        self, request: fusion_pb2.GetMetricsRequest, context: grpc.ServicerContext
+    ) -> fusion_pb2.FusionMetrics:
+        """Running means per fusion point, then the readout's."""
+        return fusion_pb2.FusionMetrics(
+            points=[
+                fusion_pb2.PointMetrics(
+                    point=entry.point, strategy=entry.strategy, rows=entry.rows, mean=entry.mean
+                )
+                for entry in self._backend.metrics()
+            ]
+        )
+
+    def Run(  # noqa: N802
+        self, request_iterator: Iterator[fusion_pb2.FusionRequest], context: grpc.ServicerContext
+    ) -> Iterator[fusion_pb2.FusionReply]:
+        """One caller's sessions. A typed error is a reply; the stream goes on after it."""
+        stream = self._backend.stream()
+        call = _Call(stream, self._backend, self._max_message_bytes)
+        try:
+            for request in request_iterator:
+                yield call.answer(request)
+        finally:
+            stream.end()
+
+    def _card(self) -> fusion_pb2.FusionCard:
+        status = self._backend.status()
+        return fusion_pb2.FusionCard(
+            protocol_version=PROTOCOL_VERSION,
+            plan_hash=status.plan_hash,
+            active_version=status.active_version,
+            loaded_versions=status.loaded_versions,
+            num_sessions=status.num_sessions,
+            num_parameters=status.num_parameters,
+        )
+
+
+class _Call:
+    """Answers the requests of one stream, in order."""
+
+    def __init__(self, stream: FusionStream, backend: FusionBackend, max_bytes: int) -> None:
+        self._stream = stream
+        self._backend = backend
+        self._max_bytes = max_bytes
+        self._handlers: dict[str | None, Callable[[Any, fusion_pb2.FusionReply], float]] = {
+            "open": self._open,
+            "fuse": self._fuse,
+            "read_out": self._read_out,
+            "crop": self._crop,
+            "close": self._close,
+        }
+
+    def answer(self, request: fusion_pb2.FusionRequest) -> fusion_pb2.FusionReply:
+        started = time.perf_counter()
+        reply = fusion_pb2.FusionReply(id=request.id)
+        compute_s = 0.0
+        op = request.WhichOneof("op")
+        try:
+            handler = self._handlers.get(op)
+            if handler is None:
+                raise InvalidRequestError(f"request {request.id}: got no operation, expected one of the five")
+            compute_s = handler(getattr(request, op), reply)
+        except BraidError as error:
+            reply.error.CopyFrom(error_to_proto(error))
+        reply.timings.compute_us = round(compute_s * 1e6)
+        reply.timings.serialize_us = max(0, round((time.perf_counter() - started - compute_s) * 1e6))
+        return reply
+
+    def _open(self, op: fusion_pb2.OpenFusionSessions, reply: fusion_pb2.FusionReply) -> float:
+        reply.opened.version = self._stream.open(list(op.session_ids), op.version)
+        return 0.0
+
+    def _fuse(self, op: fusion_pb2.Fuse, reply: fusion_pb2.FusionReply) -> float:
+        segments = tuple(Segment(s.session_id, s.position, s.num_rows) for s in op.segments)
+        num_rows = sum(segment.num_rows for segment in segments)
+        states = self._states(op.states, num_rows)
+        started = time.perf_counter()
+        fused = self._stream.fuse(op.step_id, op.point, segments, states)
+        compute_s = time.perf_counter() - started
+        reply.fused.states.extend(
+            _NO_TENSOR if state is None else encode_torch(state) for state in fused.states
+        )
+        return compute_s
+
+    def _read_out(self, op: fusion_pb2.ReadOut, reply: fusion_pb2.FusionReply) -> float:
+        num_rows = len(op.session_ids)
+        hidden = self._states(op.hidden, num_rows)
+        features = None
+        if op.HasField("features"):
+            shape = (num_rows, len(hidden), NUM_LOGIT_FEATURES)
+            features = decode_torch(
+                op.features, dtypes=FLOAT_DTYPES, shape=shape, max_bytes=self._max_bytes, what="features"
+            )
+        started = time.perf_counter()
+        log_weights = self._stream.read_out(op.step_id, list(op.session_ids), hidden, features)
+        compute_s = time.perf_counter() - started
+        reply.weights.log_weights.CopyFrom(encode_torch(log_weights))
+        return compute_s
+
+    def _crop(self, op: fusion_pb2.CropFusion, reply: fusion_pb2.FusionReply) -> float:
+        self._stream.crop(op.session_id, op.length)
+        reply.cropped.SetInParent()
+        return 0.0
+
+    def _close(self, op: fusion_pb2.CloseFusionSessions, reply: fusion_pb2.FusionReply) -> float:
+        self._stream.close(list(op.session_ids))
+        reply.closed.SetInParent()
+        return 0.0
+
+    def _states(self, messages: Any, num_rows: int) -> list[Any]:
+        shards = self._backend.plan.shards
+        if len(messages) != len(shards):
+            raise ShapeMismatchError(f"states: got {len(messages)}, expected one per shard: {len(shards)}")
+        return [
+            decode_torch(
+                message,
+                dtypes=FLOAT_DTYPES,
+                shape=(num_rows, shard.width),
+                max_bytes=self._max_bytes,
+                what=f"state of shard {shard.name!r}",
+            )
+            for message, shard in zip(messages, shards, strict=True)
+        ]

@@ -1,0 +1,238 @@
+"""One caller's sessions in the fusion modules: which step may follow which, and what each session keeps.
+
+Knows neither the wire nor the maths. Letters: T packed rows, R logit rows, S shards, D a shard's width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from braid_fusion.errors import FusionError
+from braid_fusion.point import entropy
+from braid_rpc.errors import (
+    ConflictError,
+    InvalidRequestError,
+    ShapeMismatchError,
+    StepOrderError,
+    UnknownSessionError,
+)
+from braid_rpc.steps import Segment, Timings
+from braid_services.fusion.sessions import FusionSession, fuse_by_stack, read_out_by_stack
+from braid_services.fusion.translation import translated
+
+if TYPE_CHECKING:
+    from braid_services.fusion.backend import FusionBackend
+
+
+@dataclass(frozen=True, slots=True)
+class FusedStates:
+    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing."""
+
+    states: list[Tensor | None]
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The batch under way: rows that went through the points before ``next_point``."""
+
+    step_id: int
+    segments: tuple[Segment, ...]
+    next_point: int = 0
+
+
+class FusionStream:
+    """Sessions of one caller; not for two threads at once.
+
+    A batch begins at point 0 and goes through all points under one step id, with the same segments; its rows
+    count from the last point on. A new batch abandons one that is under way, without trace. A repeat of the
+    latest call at a point gives the same result again. After an error nothing has changed.
+    """
+
+    def __init__(self, backend: FusionBackend) -> None:
+        """Streams are made by `FusionBackend.stream`."""
+        self._backend = backend
+        self._sessions: dict[str, FusionSession] = {}
+        self._batch: _Batch | None = None
+        self._last_step_id = -1
+        self._latest: tuple[int, int, FusedStates] | None = None
+
+    @property
+    def num_sessions(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
+
+    def cache_bytes(self) -> int:
+        """Bytes that the sessions' caches take."""
+        return sum(session.cache_bytes() for session in list(self._sessions.values()))
+
+    def open(self, session_ids: Sequence[str], version: str = "") -> str:
+        """Open all or none, on a version of the weights (empty: the active one); returns the one they keep.
+
+        Raises: ConflictError if one is open already, InvalidRequestError for an empty or repeated id,
+            UnknownVersionError, WeightMismatchError, CorruptWeightsError.
+        """
+        if len(set(session_ids)) != len(session_ids) or not all(session_ids):
+            raise InvalidRequestError(
+                f"open: got {list(session_ids)}, expected different ids that are not empty"
+            )
+        for session_id in session_ids:
+            if session_id in self._sessions:
+                raise ConflictError(f"open: session {session_id!r} is open already")
+        with self._backend.lock:  # the plan stays while the sessions come to be
+            versions = self._backend.versions
+            version = version or versions.active
+            stack = versions.stack(version)
+            for session_id in session_ids:
+                self._sessions[session_id] = FusionSession(version, stack)
+        return version
+
+    def fuse(
+        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+    ) -> FusedStates:
+        """Exchange states at a point: one (T, D_s) per shard, the rows in the order of the segments.
+
+        Raises: StepOrderError, UnknownSessionError, ShapeMismatchError, InvalidRequestError.
+        """
+        latest = self._latest
+        if latest is not None and latest[0] == step_id and latest[1] == point:
+            return latest[2]
+        started = time.perf_counter()
+        segments = tuple(segments)
+        batch = self._begin(step_id, segments) if point == 0 else self._continue(step_id, point, segments)
+        sessions = [self._session(segment.session_id) for segment in segments]
+        num_rows = sum(segment.num_rows for segment in segments)
+        metrics = self._backend.running_metrics
+        name = self._backend.plan.points[point].name
+        want_metrics = metrics.count(name, num_rows)
+        try:
+            with torch.inference_mode():
+                output = fuse_by_stack(point, segments, sessions, states, want_metrics)
+                if output.metrics:
+                    metrics.add(name, output.metrics, num_rows)
+        except FusionError as error:
+            raise translated(error) from error
+        batch.next_point = point + 1
+        self._batch, self._last_step_id = batch, step_id
+        if batch.next_point == len(self._backend.plan.points):
+            for segment, session in zip(segments, sessions, strict=True):
+                session.length = segment.position + segment.num_rows
+        result = FusedStates(output.states, Timings(compute_s=time.perf_counter() - started))
+        self._latest = (step_id, point, result)
+        return result
+
+    def read_out(
+        self,
+        step_id: int,
+        session_ids: Sequence[str],
+        hidden: Sequence[Tensor],
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Logarithms of the mixing weights, (R, S) float32, for rows of these sessions, from the heads' inputs,
+        one (R, D_s) per shard, and the features (R, S, N). It depends on no other step.
+
+        Raises: UnknownSessionError, ShapeMismatchError.
+        """
+        if not session_ids:
+            raise InvalidRequestError("read_out: got no rows, expected at least one")
+        if not hidden or any(state.shape[:1] != (len(session_ids),) for state in hidden):
+            shapes = [tuple(state.shape) for state in hidden]
+            raise ShapeMismatchError(
+                f"read_out: got states {shapes}, expected one per shard with {len(session_ids)} rows"
+            )
+        stacks = [self._session(session_id).stack for session_id in session_ids]
+        metrics = self._backend.running_metrics
+        want_metrics = metrics.count("readout", len(stacks))
+        try:
+            with torch.inference_mode():
+                log_weights_RS = read_out_by_stack(stacks, hidden, features)
+                if want_metrics:
+                    metrics.add("readout", self._readout_metrics(log_weights_RS.exp()), len(stacks))
+        except FusionError as error:
+            raise translated(error) from error
+        return log_weights_RS
+
+    def crop(self, session_id: str, length: int) -> None:
+        """Forget positions from ``length`` on, and the batch under way if the session is in it.
+
+        Raises: UnknownSessionError; InvalidRequestError if the session is shorter.
+        """
+        session = self._session(session_id)
+        if not 0 <= length <= session.length:
+            raise InvalidRequestError(
+                f"crop {session_id!r}: got length {length}, expected 0 to {session.length}"
+            )
+        session.crop(length)
+        self._abandon({session_id})
+
+    def close(self, session_ids: Sequence[str]) -> None:
+        """Free what the sessions keep. Unknown ids are passed over."""
+        for session_id in session_ids:
+            self._sessions.pop(session_id, None)
+        self._abandon(set(session_ids))
+
+    def end(self) -> None:
+        """Close all sessions. The stream may be used again."""
+        self._sessions.clear()
+        self._batch = self._latest = None
+
+    def _abandon(self, session_ids: set[str]) -> None:
+        self._latest = None
+        if self._batch is not None and any(s.session_id in session_ids for s in self._batch.segments):
+            self._batch = None
+
+    def _session(self, session_id: str) -> FusionSession:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise UnknownSessionError(f"fusion: no session {session_id!r}: never opened here, or closed")
+        return session
+
+    def _begin(self, step_id: int, segments: tuple[Segment, ...]) -> _Batch:
+        if step_id <= self._last_step_id:
+            raise StepOrderError(
+                f"fuse: got step {step_id} at point 0, expected one after {self._last_step_id}"
+            )
+        if not self._backend.plan.points:
+            raise InvalidRequestError("fuse: got point 0, but the plan has no fusion points")
+        if not segments:
+            raise InvalidRequestError("fuse: got no segments, expected at least one")
+        if len({segment.session_id for segment in segments}) != len(segments):
+            raise InvalidRequestError("fuse: got two segments of one session, expected each session once")
+        for segment in segments:
+            if segment.num_rows < 1:
+                raise InvalidRequestError(
+                    f"fuse: session {segment.session_id!r}: got {segment.num_rows} rows, expected at least 1"
+                )
+            length = self._session(segment.session_id).length
+            if segment.position != length:
+                raise StepOrderError(
+                    f"fuse: session {segment.session_id!r}: got position {segment.position}, expected {length}"
+                )
+        return _Batch(step_id, segments)
+
+    def _continue(self, step_id: int, point: int, segments: tuple[Segment, ...]) -> _Batch:
+        num_points = len(self._backend.plan.points)
+        if not 0 <= point < num_points:
+            raise InvalidRequestError(f"fuse: got point {point}, expected one below {num_points}")
+        batch = self._batch
+        if batch is None or batch.step_id != step_id or batch.next_point != point:
+            expected = "point 0 of a new step"
+            if batch is not None and batch.next_point < num_points:
+                expected = f"point {batch.next_point} of step {batch.step_id}, or a new step"
+            raise StepOrderError(f"fuse: got point {point} of step {step_id}, expected {expected}")
+        if batch.segments != segments:
+            raise StepOrderError(
+                f"fuse: got other segments at point {point} than at point 0 of step {step_id}"
+            )
+        return batch
+
+    def _readout_metrics(self, weights_RS: Tensor) -> dict[str, Tensor]:
+        mean_S = weights_RS.mean(0)
+        names = [f"weight/{shard.name}" for shard in self._backend.plan.shards]
+        return {**dict(zip(names, mean_S, strict=True)), "weight_entropy": entropy(weights_RS).mean()}

@@ -1,0 +1,45 @@
+"""What `braid_fusion` raises becomes what Braid raises. The maths knows nothing of the wire's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from braid_fusion.errors import (
+    CorruptWeights,
+    FusionError,
+    FusionShapeError,
+    PlanError,
+    UnknownWeights,
+    WeightMismatch,
+)
+from braid_rpc.errors import (
+    BraidError,
+    ConfigError,
+    CorruptWeightsError,
+    ShapeMismatchError,
+    UnknownVersionError,
+    WeightMismatchError,
+)
+
+_COUNTERPARTS: dict[type[FusionError], type[BraidError]] = {
+    PlanError: ConfigError,
+    FusionShapeError: ShapeMismatchError,
+    WeightMismatch: WeightMismatchError,
+    CorruptWeights: CorruptWeightsError,
+    UnknownWeights: UnknownVersionError,
+}
+
+
+def translated(error: FusionError) -> BraidError:
+    """The `BraidError` that says the same."""
+    return _COUNTERPARTS.get(type(error), BraidError)(str(error))
+
+
+@contextmanager
+def braid_errors() -> Iterator[None]:
+    """Within it, a `FusionError` leaves as its `BraidError`."""
+    try:
+        yield
+    except FusionError as error:
+        raise translated(error) from error
