@@ -1,8 +1,8 @@
 """Attention over packed rows of several sequences, in place of a model's own. Knows no sessions.
 
 Shapes: B sequences, T packed rows, N rows of one sequence, L keys of one sequence, H query heads,
-J key heads, K head width, V value width. A model's attention layers call `packed_attention` while one of our runs
-(`spans.SpanRun`) is the current greenlet; what the run brought along decides where keys and values live.
+J key heads, K head width, V value width. A model's attention layers call `packed_attention` while one of
+our runs (`spans.SpanRun`) is the current greenlet; what it brought along decides where keys and values live.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ class ShardBackend:
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
-        self.context_length = loading.context_length(model)
         self.spans = SpanModel(model)
         layers = parity.probe(self.spans)
         self.parity_error = parity.check(self.spans, layers)
+        self.context_length = loading.context_length(model)
         self.pool = CachePool(
             layers,
             dtype=self.spans.dtype,
@@ -84,7 +84,7 @@ class ShardBackend:
         return template if isinstance(template, str) else ""
 
     def tokenizer_json(self) -> str:
-        """The tokenizer as the tokenizers library writes it. Raises: UnsupportedModelError if there's none."""
+        """The tokenizer as the tokenizers library writes it. Raises: UnsupportedModelError without one."""
         self._tokenizer_or_refuse()
         return self._tokenizer_json
 

@@ -10,8 +10,9 @@ from braid_services.shard.attention import LayerShape, ShapeProbe
 from braid_services.shard.cache import CachedAttention, CachedRows, CachePool
 from braid_services.shard.spans import SpanModel, SpanRun
 
-# Largest difference allowed, relative to the largest logit: rounding of sums taken in another order.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Largest difference allowed, relative to the largest logit: rounding of sums taken in another order. Some models
+# normalise in float32 whatever their dtype.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 _LENGTHS = (7, 4)
 

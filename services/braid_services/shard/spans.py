@@ -191,7 +191,8 @@ def find_layers(model: Any) -> nn.ModuleList:
     ]
     if len(lists) != 1:
         raise UnsupportedModelError(
-            f"{model.config.model_type}: found {len(lists)} lists of {num_layers} layers, expected one"
+            f"{model.config.model_type}: cannot be run span by span: found {len(lists)} lists of {num_layers} "
+            "decoder layers whose attention knows its index, expected one"
         )
     return lists[0]
 

@@ -1,0 +1,157 @@
+"""A shard's RPCs: messages in, messages out, one thread per stream. Knows the wire and no maths."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from braid_rpc.errors import BraidError, InvalidRequestError
+from braid_rpc.steps import OpenSession, Segment, SpanStep, Timings
+from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
+from braid_services.shard.backend import ShardBackend
+from braid_services.shard.stream import ShardStream
+from braid_services.tensors import decode_torch, encode_torch
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_DTYPES = ("int32", "int64")
+
+
+class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
+    """Serves one `ShardBackend`, which it does not own. Errors become statuses in `braid_services.serving`."""
+
+    def __init__(self, backend: ShardBackend) -> None:
+        self._backend = backend
+        self._max_bytes = backend.config.max_message_bytes
+        self._dtype = backend.card.dtype
+        self._width = backend.spans.width
+
+    def Describe(self, request: Any, context: Any) -> shard_pb2.ShardCard:  # noqa: N802
+        """The shard's card, with the cache's present state."""
+        return self._backend.card.to_proto()
+
+    def FetchTokenizer(self, request: Any, context: Any) -> shard_pb2.TokenizerFile:  # noqa: N802
+        """The whole tokenizer, so that a client can use it on its own."""
+        card = self._backend.card
+        return shard_pb2.TokenizerFile(
+            tokenizer_json=self._backend.tokenizer_json(),
+            hash=card.tokenizer_hash,
+            eos_token_ids=card.eos_token_ids,
+            chat_template=self._backend.chat_template,
+        )
+
+    def Tokenize(self, request: shard_pb2.TokenizeRequest, context: Any) -> shard_pb2.TokenizeReply:  # noqa: N802
+        """Token ids with the characters that each stands for."""
+        ids, offsets = self._backend.tokenize(request.text, add_special_tokens=request.add_special_tokens)
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        return shard_pb2.TokenizeReply(token_ids=ids, starts=starts, ends=ends)
+
+    def Detokenize(self, request: shard_pb2.DetokenizeRequest, context: Any) -> shard_pb2.DetokenizeReply:  # noqa: N802
+        """The text of token ids."""
+        text = self._backend.detokenize(request.token_ids, keep_special_tokens=request.keep_special_tokens)
+        return shard_pb2.DetokenizeReply(text=text)
+
+    def Run(self, request_iterator: Iterator[Any], context: Any) -> Iterator[shard_pb2.ShardReply]:  # noqa: N802
+        """One caller's sessions, for as long as the stream lasts. A refused request leaves the stream usable."""
+        stream = self._backend.stream()
+        try:
+            for request in request_iterator:
+                yield self._answer(stream, request)
+        finally:
+            # Reached when the client closes, hangs up or dies, and when the server stops.
+            stream.end()
+
+    def _answer(self, stream: ShardStream, request: shard_pb2.ShardRequest) -> shard_pb2.ShardReply:
+        try:
+            return self._dispatch(stream, request)
+        except BraidError as error:
+            return _error_reply(request.id, error)
+        except Exception:
+            number = uuid.uuid4().hex[:8]
+            logger.exception("unexpected error %s in a shard stream", number)
+            return _error_reply(
+                request.id, BraidError(f"unexpected error, number {number} in the shard's log")
+            )
+
+    def _dispatch(self, stream: ShardStream, request: shard_pb2.ShardRequest) -> shard_pb2.ShardReply:
+        op = request.WhichOneof("op")
+        if op == "step":
+            return self._step(stream, request.id, request.step)
+        if op == "open":
+            sessions = [OpenSession(s.session_id, s.num_tokens, s.end_layer) for s in request.open.sessions]
+            opened = shard_pb2.Opened(cache_bytes_free=stream.open(sessions))
+            return shard_pb2.ShardReply(id=request.id, opened=opened)
+        if op == "crop":
+            cropped = shard_pb2.Cropped(
+                cache_bytes_free=stream.crop(request.crop.session_id, request.crop.length)
+            )
+            return shard_pb2.ShardReply(id=request.id, cropped=cropped)
+        if op == "close":
+            closed = shard_pb2.Closed(cache_bytes_free=stream.close(request.close.session_ids))
+            return shard_pb2.ShardReply(id=request.id, closed=closed)
+        raise InvalidRequestError(
+            f"request {request.id}: got no operation, expected open, step, crop or close"
+        )
+
+    def _step(self, stream: ShardStream, request_id: int, step: shard_pb2.Step) -> shard_pb2.ShardReply:
+        received_s = time.perf_counter()
+        span_step = SpanStep(
+            step.step_id,
+            step.start_layer,
+            step.end_layer,
+            step.final,
+            segments=tuple(Segment(s.session_id, s.position, s.num_rows) for s in step.segments),
+            token_ids=self._token_ids(step),
+            logit_rows=tuple(step.logit_rows),
+            hidden=self._hidden(step),
+        )
+        decoded_s = time.perf_counter()
+        result = stream.step(span_step)
+        stepped_s = time.perf_counter()
+        frame = shard_pb2.Frame(hidden=encode_torch(result.hidden), cache_bytes_free=result.cache_bytes_free)
+        if result.logits is not None:
+            frame.logits.CopyFrom(encode_torch(result.logits))
+        reply = shard_pb2.ShardReply(id=request_id, frame=frame)
+        serialize_s = (decoded_s - received_s) + (time.perf_counter() - stepped_s)
+        reply.timings.CopyFrom(_timings(result.timings, serialize_s))
+        return reply
+
+    def _token_ids(self, step: shard_pb2.Step) -> Tensor | None:
+        if not step.HasField("token_ids"):
+            return None
+        return decode_torch(
+            step.token_ids, dtypes=_TOKEN_DTYPES, shape=(None,), max_bytes=self._max_bytes, what="token_ids"
+        )
+
+    def _hidden(self, step: shard_pb2.Step) -> Tensor | None:
+        if not step.HasField("hidden"):
+            return None
+        return decode_torch(
+            step.hidden,
+            dtypes=(self._dtype,),
+            shape=(None, self._width),
+            max_bytes=self._max_bytes,
+            what="hidden",
+        )
+
+
+def _timings(timings: Timings, serialize_s: float) -> tensor_pb2.StepTimings:
+    return tensor_pb2.StepTimings(
+        compute_us=round(timings.compute_s * 1e6),
+        wait_us=round(timings.wait_s * 1e6),
+        serialize_us=round(serialize_s * 1e6),
+    )
+
+
+def _error_reply(request_id: int, error: BraidError) -> shard_pb2.ShardReply:
+    return shard_pb2.ShardReply(
+        id=request_id,
+        error=tensor_pb2.Error(
+            type=type(error).__name__, message=error.message, retry_after_s=error.retry_after_s
+        ),
+    )
