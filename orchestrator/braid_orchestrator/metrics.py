@@ -70,18 +70,18 @@ class ServiceMetrics:
             registry=self.registry,
         )
 
-    def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
-
 
 class MeteredService:
     """A braid that counts what passes through it; the same to its callers."""
 
-    def __init__(self, service: BraidPort, metrics: ServiceMetrics) -> None:
+    def __init__(self, service: BraidPort) -> None:
         self._service = service
-        self._metrics = metrics
-        metrics.registry.register(_Gauges(service))
+        self._metrics = ServiceMetrics()
+        self._metrics.registry.register(_Gauges(service))
+
+    def render_metrics(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._metrics.registry)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,6 @@ from braid_orchestrator.http.completions import completion_routes
 from braid_orchestrator.http.errors import install_error_handlers
 from braid_orchestrator.http.native import native_routes
 from braid_orchestrator.http.operations import operation_routes
-from braid_orchestrator.metrics import ServiceMetrics
 from braid_orchestrator.service_port import BraidPort
 
 _ABOUT = """Several language models run in lock step, exchange hidden states, and answer as one.
@@ -23,17 +22,19 @@ MAX_BODY_BYTES = 16 * 2**20
 
 
 def create_app(
-    get_service: Callable[[], BraidPort], metrics: ServiceMetrics, max_body_bytes: int = MAX_BODY_BYTES
+    get_service: Callable[[], BraidPort],
+    render_metrics: Callable[[], bytes],
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The HTTP API over ``get_service()``, which may raise UnavailableError while there is none yet.
 
-    ``metrics`` is what `/metrics` shows; the service is expected to fill it (`metrics.MeteredService`).
+    ``render_metrics`` gives what `/metrics` shows (`metrics.MeteredService` has both).
     """
     app = FastAPI(title="Braid", version="1", description=_ABOUT, redirect_slashes=False)
     install_error_handlers(app)
     app.include_router(native_routes(get_service))
     app.include_router(completion_routes(get_service))
-    app.include_router(operation_routes(get_service, metrics))
+    app.include_router(operation_routes(get_service, render_metrics))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app
 

@@ -1,0 +1,228 @@
+"""The braid as a Ray Serve application: `build` is the ``import_path`` of deploy/braid.yaml.
+
+One deployment per shard, named after it; one for the fusion modules, named ``fusion``; and the ingress,
+``orchestrator``, which answers HTTP and gRPC. Serve places, supervises and restarts them. Hidden states never
+pass through it: a shard's replica opens a gRPC server of its own, and the orchestrator asks for its address by
+a handle and connects directly, again whenever a replica was replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from braid_orchestrator.config import BraidConfig, FusionConfig
+from braid_orchestrator.config_schema import parse_braid_config
+from braid_orchestrator.grpc_servicer import BraidRpc, ServeContext, fail_serve_call
+from braid_orchestrator.http.app import create_app
+from braid_orchestrator.local_files import locate_files
+from braid_orchestrator.metrics import MeteredService
+from braid_orchestrator.probing import probe
+from braid_orchestrator.service_port import BraidPort
+from braid_rpc.errors import ConfigError, UnavailableError
+from braid_rpc.v1 import braid_pb2
+from braid_services.serving import RunningServer
+from braid_services.shard.config import ShardConfig
+
+FUSION = "fusion"
+ORCHESTRATOR = "orchestrator"
+# Long enough for Serve to notice that a replica is gone; the engine asks again after that.
+RESOLVE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAddress:
+    """Where a replica listens: a socket file for its own node, and a port for the others."""
+
+    node_id: str
+    unix: str
+    tcp: str
+
+    def target(self, node_id: str) -> str:
+        """The shortest way there from a node."""
+        near = self.node_id == node_id and Path(self.unix.removeprefix("unix:")).exists()
+        return self.unix if near else self.tcp
+
+
+class _Replica:
+    """A gRPC server inside a Serve replica. It has threads of its own: Serve's event loop is never blocked."""
+
+    def __init__(self, name: str, start: Callable[[list[str]], RunningServer]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="braid-")
+        unix = f"unix:{self._folder.name}/{name[:32]}.sock"
+        self._server = start([unix, f"{ray.util.get_node_ip_address()}:0"])
+        unix, tcp = self._server.targets
+        self._address = ReplicaAddress(ray.get_runtime_context().get_node_id(), unix, tcp)
+
+    async def address(self) -> ReplicaAddress:
+        """Where to connect."""
+        return self._address
+
+    async def check_health(self) -> None:
+        """Raises: UnavailableError if the server does not answer, upon which Serve replaces the replica."""
+        await asyncio.to_thread(probe, self._address.unix)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_server"):
+            self._server.stop()
+        self._folder.cleanup()
+
+
+class ShardReplica(_Replica):
+    """One base model, served. Where it can't be loaded, the deployment fails with the reason."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        from braid_services.shard.main import serve_shard
+
+        super().__init__(config.name, lambda targets: serve_shard(config, targets))
+
+
+class FusionReplica(_Replica):
+    """The fusion modules, served. They are built when the orchestrator sends its plan."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        from braid_services.fusion.main import serve_fusion
+
+        super().__init__(
+            FUSION, lambda targets: serve_fusion(config.weights, config.version, targets, config.threads)
+        )
+
+
+class OrchestratorReplica:
+    """The ingress: the engine in a thread of its own, HTTP by `create_app`, gRPC by the methods below."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: BraidConfig, shards: dict[str, Any], fusion: Any | None
+    ) -> None:
+        from braid_orchestrator.assembly import assemble_remote
+
+        # Before anything is assembled, wait without a limit: a large model takes long to load.
+        await asyncio.gather(
+            *(handle.address.remote() for handle in (*shards.values(), *filter(None, [fusion])))
+        )
+        self._service = await asyncio.to_thread(
+            assemble_remote,
+            config,
+            {name: _resolver(name, handle) for name, handle in shards.items()},
+            None if fusion is None else _resolver(FUSION, fusion),
+        )
+        self.metered = MeteredService(self._service)
+        self._rpc = BraidRpc(lambda: self.metered)
+
+    async def check_health(self) -> None:
+        """Raises only if the engine is stuck: a missing shard is no reason to replace the orchestrator."""
+        await asyncio.to_thread(self._service.stats)
+
+    async def Generate(  # noqa: N802  the protocol's name
+        self, request: braid_pb2.GenerateRequest, grpc_context: ServeContext
+    ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
+        """Stream a completion."""
+        try:
+            async with aclosing(self._rpc.generate(request)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status for it
+            fail_serve_call(grpc_context, error, "Generate")
+            yield braid_pb2.GenerateEvent()
+
+    async def Score(  # noqa: N802
+        self, request: braid_pb2.ScoreRequest, grpc_context: ServeContext
+    ) -> braid_pb2.ScoreReply:
+        """Log-probabilities of a text."""
+        try:
+            return await self._rpc.score(request)
+        except Exception as error:  # noqa: BLE001
+            fail_serve_call(grpc_context, error, "Score")
+            return braid_pb2.ScoreReply()
+
+    async def Describe(  # noqa: N802
+        self, request: braid_pb2.DescribeBraidRequest, grpc_context: ServeContext
+    ) -> braid_pb2.BraidCard:
+        """What the braid is made of."""
+        try:
+            return await self._rpc.describe(request)
+        except Exception as error:  # noqa: BLE001
+            fail_serve_call(grpc_context, error, "Describe")
+            return braid_pb2.BraidCard()
+
+    async def Cancel(  # noqa: N802
+        self, request: braid_pb2.CancelRequest, grpc_context: ServeContext
+    ) -> braid_pb2.CancelReply:
+        """End a running request."""
+        try:
+            return await self._rpc.cancel(request)
+        except Exception as error:  # noqa: BLE001
+            fail_serve_call(grpc_context, error, "Cancel")
+            return braid_pb2.CancelReply()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_service"):
+            self._service.stop()
+
+
+def _metered() -> MeteredService:
+    """The service of the replica in which this runs."""
+    replica: OrchestratorReplica | None = serve.get_replica_context().servable_object
+    if replica is None:
+        raise UnavailableError("the orchestrator is starting", retry_after_s=1.0)
+    return replica.metered
+
+
+def _service() -> BraidPort:
+    return _metered()
+
+
+def _app() -> FastAPI:
+    """Called once in every replica of the ingress."""
+    return create_app(_service, lambda: _metered().render_metrics())
+
+
+def _resolver(name: str, handle: Any) -> Callable[[], str]:
+    """Asks Serve, from the engine's thread, where a replica of that deployment listens now."""
+    node_id = ray.get_runtime_context().get_node_id()
+
+    def resolve() -> str:
+        try:
+            address: ReplicaAddress = handle.address.remote().result(timeout_s=RESOLVE_TIMEOUT_S)
+        except Exception as error:
+            raise UnavailableError(
+                f"deployment {name!r} has no replica that answers: {type(error).__name__}"
+            ) from error
+        return address.target(node_id)
+
+    return resolve
+
+
+shard_deployment = serve.deployment(ShardReplica)
+fusion_deployment = serve.deployment(FusionReplica)
+orchestrator_deployment = serve.deployment(serve.ingress(_app)(OrchestratorReplica))
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application that a braid's settings describe; replicas and resources stand beside them in the file.
+
+    Raises: ConfigError, naming the key, what it got and what it expected.
+    """
+    config = locate_files(parse_braid_config(args, os.environ))
+    for shard in config.shards:
+        if shard.name in (FUSION, ORCHESTRATOR):
+            raise ConfigError(
+                f"shards.{shard.name}: got a name that another deployment has, expected any other"
+            )
+    shards = {shard.name: shard_deployment.options(name=shard.name).bind(shard) for shard in config.shards}
+    fusion = None
+    if config.fusion.placement == "service":
+        fusion = fusion_deployment.options(name=FUSION).bind(config.fusion)
+    return orchestrator_deployment.options(name=ORCHESTRATOR, max_ongoing_requests=1000).bind(
+        config, shards, fusion
+    )
