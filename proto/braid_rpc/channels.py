@@ -19,6 +19,8 @@ DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
 ENVELOPE_BYTES = 2**20
 KEEPALIVE_INTERVAL_S = 20
 KEEPALIVE_TIMEOUT_S = 10
+# gRPC takes the least backoff for how long one attempt to connect may take; a refusal is known at once.
+CONNECT_TIMEOUT_S = 5
 
 # struct sockaddr_un has 108 bytes for the path on Linux and 104 elsewhere, the closing zero included.
 MAX_UNIX_PATH_BYTES = 103
@@ -46,7 +48,7 @@ def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Optio
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 500),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_S * 1000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
 
