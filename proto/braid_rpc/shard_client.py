@@ -21,9 +21,10 @@ from typing import Literal, Self
 import numpy as np
 
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary
-from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
+from braid_rpc.cards import ShardCard
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
-from braid_rpc.errors import InvalidRequestError, ProtocolVersionError, ShapeMismatchError, StepOrderError
+from braid_rpc.errors import InvalidRequestError, ShapeMismatchError, StepOrderError
+from braid_rpc.handshake import check_protocol
 from braid_rpc.shard_messages import (
     close_request,
     crop_request,
@@ -327,11 +328,3 @@ class SessionStep:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over = True
-
-
-def check_protocol(target: str, version: int) -> None:
-    """Raises: ProtocolVersionError, naming both versions, unless the peer speaks ours."""
-    if version != PROTOCOL_VERSION:
-        raise ProtocolVersionError(
-            f"{target}: the server speaks protocol version {version}, this client version {PROTOCOL_VERSION}"
-        )
