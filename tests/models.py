@@ -43,7 +43,7 @@ def tiny_llama(
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=context,
-            initializer_range=0.3,
+            initializer_range=0.15,
             bos_token_id=None,
             eos_token_id=261,
             pad_token_id=None,
@@ -51,7 +51,9 @@ def tiny_llama(
         return LlamaForCausalLM(config).eval()
 
 
-def tiny_backend(name: str, seed: int, *, cache_bytes: int = 2**22, block_tokens: int = 8, **shape: Any) -> ShardBackend:
+def tiny_backend(
+    name: str, seed: int, *, cache_bytes: int = 2**22, block_tokens: int = 8, **shape: Any
+) -> ShardBackend:
     """A shard in memory."""
     config = ShardConfig(name=name, model=f"tiny-{seed}", cache_bytes=cache_bytes, block_tokens=block_tokens)
     return ShardBackend.from_model(tiny_llama(seed, **shape), byte_tokenizer(), config)

@@ -21,11 +21,11 @@ from braid_orchestrator.config import LimitsConfig
 from braid_orchestrator.intake import Intake
 from braid_orchestrator.lockstep import LockStep, Scores
 from braid_orchestrator.ports import Fusion, Shard
-from braid_orchestrator.reporting import fail, report
+from braid_orchestrator.reporting import emit, fail, report
 from braid_orchestrator.requests import GenerateRequest, ScoreRequest, Started
 from braid_orchestrator.roster import Roster
 from braid_orchestrator.scheduler import Scheduler, Work, pack
-from braid_orchestrator.sessions import BRAIDED, Request, Sequence, Sink
+from braid_orchestrator.sessions import BRAIDED, GeneratedSequence, Request, Sequence, Sink
 from braid_orchestrator.text import TextCodec
 from braid_orchestrator.trace import StepTrace
 from braid_rpc.cards import ShardCard
@@ -283,7 +283,8 @@ class Engine:
         if not request.started:
             request.started = True
             self._prompt_tokens += request.prompt_tokens
-            request.sink(Started(request.request_id, request.prompt_tokens, sequence.weights_version))
+            if isinstance(sequence, GeneratedSequence):
+                emit(request, Started(request.request_id, request.prompt_tokens, sequence.weights_version))
         return True
 
     def _sweep(self) -> None:

@@ -29,13 +29,13 @@ def report(work: Work, scores: Scores | None, rows: slice, shard_names: list[str
     weights = dict(zip(shard_names, scores.weights[rows.start].tolist(), strict=True))
     event, finished = sequence.extend(pick, weights, text)
     request = sequence.request
-    _emit(request, event)
+    emit(request, event)
     if finished is None:
         return False
-    _emit(request, finished)
+    emit(request, finished)
     request.unfinished -= 1
     if request.unfinished == 0:
-        _emit(request, Finished(request.prompt_tokens, request.completion_tokens, request.timings()))
+        emit(request, Finished(request.prompt_tokens, request.completion_tokens, request.timings()))
         request.ended = True
     return True
 
@@ -44,7 +44,7 @@ def fail(request: Request, error: BraidError) -> None:
     """End a request with an error, once."""
     if not request.ended:
         request.ended = True
-        _emit(request, error)
+        emit(request, error)
 
 
 def _collect(sequence: ScoredSequence, work: Work, scores: Scores, rows: slice) -> None:
@@ -57,7 +57,7 @@ def _collect(sequence: ScoredSequence, work: Work, scores: Scores, rows: slice) 
 def _finish_score(sequence: ScoredSequence, text: TextCodec) -> bool:
     if len(sequence.logprobs) < len(sequence.token_ids):
         return False
-    _emit(
+    emit(
         sequence.request,
         ScoreResult(
             token_ids=tuple(sequence.token_ids),
@@ -70,8 +70,8 @@ def _finish_score(sequence: ScoredSequence, text: TextCodec) -> bool:
     return True
 
 
-def _emit(request: Request, item: Event | ScoreResult | BraidError) -> None:
-    """A sink that fails (its event loop is gone, say) means that nobody listens any more."""
+def emit(request: Request, item: Event | ScoreResult | BraidError) -> None:
+    """Give a user an item. A sink that fails (its event loop is gone, say) means that nobody listens any more."""
     try:
         request.sink(item)
     except Exception:  # noqa: BLE001 - whatever it is, generating for nobody is pointless
