@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from braid_rpc.errors import BraidError, InvalidRequestError
+from braid_rpc.status import error_to_proto
 from braid_rpc.steps import OpenSession, Segment, SpanStep, Timings
 from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
 from braid_services.shard.backend import ShardBackend
@@ -70,13 +71,12 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         try:
             return self._dispatch(stream, request)
         except BraidError as error:
-            return _error_reply(request.id, error)
+            return shard_pb2.ShardReply(id=request.id, error=error_to_proto(error))
         except Exception:
             number = uuid.uuid4().hex[:8]
             logger.exception("unexpected error %s in a shard stream", number)
-            return _error_reply(
-                request.id, BraidError(f"unexpected error, number {number} in the shard's log")
-            )
+            unexpected = BraidError(f"unexpected error, number {number} in the shard's log")
+            return shard_pb2.ShardReply(id=request.id, error=error_to_proto(unexpected))
 
     def _dispatch(self, stream: ShardStream, request: shard_pb2.ShardRequest) -> shard_pb2.ShardReply:
         op = request.WhichOneof("op")
@@ -145,13 +145,4 @@ def _timings(timings: Timings, serialize_s: float) -> tensor_pb2.StepTimings:
         compute_us=round(timings.compute_s * 1e6),
         wait_us=round(timings.wait_s * 1e6),
         serialize_us=round(serialize_s * 1e6),
-    )
-
-
-def _error_reply(request_id: int, error: BraidError) -> shard_pb2.ShardReply:
-    return shard_pb2.ShardReply(
-        id=request_id,
-        error=tensor_pb2.Error(
-            type=type(error).__name__, message=error.message, retry_after_s=error.retry_after_s
-        ),
     )

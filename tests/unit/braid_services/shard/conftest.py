@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -132,7 +133,7 @@ class Driver:
         result = self.stream.step(
             SpanStep(self.step_id, 0, ends[0], len(ends) == 1, segments, token_ids, wanted)
         )
-        for start, end in zip(ends[:-1], ends[1:], strict=True):
+        for start, end in pairwise(ends):
             step = SpanStep(self.step_id, start, end, end == ends[-1], hidden=change(result.hidden))
             result = self.stream.step(step)
         return result
