@@ -1,5 +1,7 @@
 """One fusion point: into the fusion width, through a strategy, back into the receiving shards.
 
+States are normalised on the way in (except for `replace`), so that shards of any scale weigh alike.
+
 Letters: T packed rows, S shards, D a shard's width, F fusion width.
 """
 
@@ -7,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,8 +21,6 @@ from braid_fusion.injection import make_injection
 from braid_fusion.plan import BraidPlan, PlanPoint
 from braid_fusion.strategies.base import Fused, FusionStrategy, fuse_with
 from braid_fusion.strategies.registry import make_strategy
-
-NORM_EPSILON = 1e-6
 
 
 @dataclass(slots=True)
@@ -47,21 +46,21 @@ class FusionPoint(nn.Module):
 
     def __init__(self, plan: BraidPlan, point: PlanPoint, generator: Generator | None) -> None:
         super().__init__()
-        self.shard_names = [shard.name for shard in plan.shards]
+        self.shard_names = tuple(shard.name for shard in plan.shards)
+        self.widths = tuple(shard.width for shard in plan.shards)
         self.receivers = point.receivers or tuple(range(len(plan.shards)))
         self.normalises = point.injection != "replace"
         options = dict(point.options)
         self.cross = bool(options.pop("cross", True))
-        widths = [shard.width for shard in plan.shards]
         self.inputs = nn.ModuleList(
             linear(width, point.fusion_width, generator)
             if self.normalises
             else matching_linear(width, point.fusion_width, generator)
-            for width in widths
+            for width in self.widths
         )
         self.strategy = make_strategy(
             point.strategy,
-            len(widths),
+            len(self.widths),
             point.fusion_width,
             options,
             receivers=self.receivers,
@@ -69,7 +68,8 @@ class FusionPoint(nn.Module):
             generator=generator,
         )
         self.outputs = nn.ModuleList(
-            make_injection(point.injection, point.fusion_width, widths[r], generator) for r in self.receivers
+            make_injection(point.injection, point.fusion_width, self.widths[r], generator)
+            for r in self.receivers
         )
 
     @property
@@ -83,32 +83,28 @@ class FusionPoint(nn.Module):
         Raises: FusionShapeError, naming shard, what it got and what was expected.
         """
         self._check(states_TD, context)
-        inputs_TF = [self._enter(shard, state_TD) for shard, state_TD in enumerate(states_TD)]
-        fused = (
-            fuse_with(self.strategy, inputs_TF, context)
-            if self.cross
-            else self._without_cross(inputs_TF, context)
-        )
-        shared = isinstance(fused.states, Tensor)
+        inputs_TF = [
+            self._enter(state_TD, project) for state_TD, project in zip(states_TD, self.inputs, strict=True)
+        ]
+        if self.cross:
+            fused = fuse_with(self.strategy, inputs_TF, context)
+        else:
+            fused = self._without_cross(inputs_TF, context)
+        states = fused.states
+        fused_TF = [states] * len(self.receivers) if isinstance(states, Tensor) else states
         injected: list[Tensor | None] = [None] * len(states_TD)
-        metrics = self._weight_metrics(fused) if context.want_metrics else {}
-        for index, receiver in enumerate(self.receivers):
-            fused_TF = fused.states if shared else fused.states[index]
-            before_TD = states_TD[receiver]
-            after_TD, gate_T1 = self.outputs[index](before_TD, fused_TF, inputs_TF[receiver])
-            injected[receiver] = after_TD
-            if context.want_metrics:
-                name = self.shard_names[receiver]
-                if gate_T1 is not None:
-                    metrics[f"gate/{name}"] = gate_T1.mean()
-                metrics[f"update/{name}"] = relative_change(before_TD, after_TD)
-        return PointOutput(injected, metrics)
+        gates: list[Tensor | None] = []
+        for receiver, inject, one_TF in zip(self.receivers, self.outputs, fused_TF, strict=True):
+            injected[receiver], gate_T1 = inject(states_TD[receiver], one_TF, inputs_TF[receiver])
+            gates.append(gate_T1)
+        if not context.want_metrics:
+            return PointOutput(injected)
+        return PointOutput(injected, self._metrics(fused, states_TD, injected, gates))
 
-    def _enter(self, shard: int, state_TD: Tensor) -> Tensor:
-        project = cast(nn.Linear, self.inputs[shard])
-        state_TD = state_TD.to(project.weight.dtype)
+    def _enter(self, state_TD: Tensor, project: nn.Module) -> Tensor:
+        state_TD = state_TD.to(project.weight.dtype)  # type: ignore[arg-type]
         if self.normalises:
-            state_TD = functional.rms_norm(state_TD, state_TD.shape[-1:], eps=NORM_EPSILON)
+            state_TD = functional.layer_norm(state_TD, state_TD.shape[-1:])
         entered_TF: Tensor = project(state_TD)
         return entered_TF
 
@@ -120,12 +116,24 @@ class FusionPoint(nn.Module):
             alone.append(last.states if isinstance(last.states, Tensor) else last.states[index])
         return Fused(alone, last.weights_TS, last.metrics)
 
-    def _weight_metrics(self, fused: Fused) -> dict[str, Tensor]:
+    def _metrics(
+        self,
+        fused: Fused,
+        before_TD: Sequence[Tensor],
+        after_TD: Sequence[Tensor | None],
+        gates: Sequence[Tensor | None],
+    ) -> dict[str, Tensor]:
         metrics = dict(fused.metrics)
         if fused.weights_TS is not None and fused.weights_TS.shape[0] > 0:
             for name, weight in zip(self.shard_names, fused.weights_TS.mean(0).unbind(), strict=True):
                 metrics[f"weight/{name}"] = weight
             metrics["router_entropy"] = entropy(fused.weights_TS).mean()
+        for receiver, gate_T1 in zip(self.receivers, gates, strict=True):
+            name, injected_TD = self.shard_names[receiver], after_TD[receiver]
+            if gate_T1 is not None:
+                metrics[f"gate/{name}"] = gate_T1.mean()
+            if injected_TD is not None:
+                metrics[f"update/{name}"] = relative_change(before_TD[receiver], injected_TD)
         return metrics
 
     def _check(self, states_TD: Sequence[Tensor], context: FusionContext) -> None:
@@ -134,12 +142,11 @@ class FusionPoint(nn.Module):
                 f"got {len(states_TD)} states, expected one per shard: {len(self.shard_names)}"
             )
         num_rows = context.num_rows
-        for shard, state_TD in enumerate(states_TD):
-            expected = (num_rows, self.inputs[shard].in_features)
-            if state_TD.shape != expected or not state_TD.is_floating_point():
+        for name, width, state_TD in zip(self.shard_names, self.widths, states_TD, strict=True):
+            if state_TD.shape != (num_rows, width) or not state_TD.is_floating_point():
                 raise FusionShapeError(
-                    f"state of shard {self.shard_names[shard]!r}: "
-                    f"got {state_TD.dtype} {tuple(state_TD.shape)}, expected floats {expected}"
+                    f"state of shard {name!r}: got {state_TD.dtype} {tuple(state_TD.shape)}, "
+                    f"expected floats {(num_rows, width)}"
                 )
 
 
