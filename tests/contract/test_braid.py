@@ -72,7 +72,9 @@ def test_a_full_cache_makes_the_youngest_wait_and_changes_no_token(tmp_path: Pat
     with running(config, tight, "in process", tmp_path) as client:
         waiting = [client.submit(p, seed=1, max_tokens=30, ignore_eos=True) for p in prompts]
         got = [client.results(events)[0].token_ids for events in waiting]
+        preemptions = client.engine.stats().preemptions
     assert got == expected
+    assert preemptions > 0
 
 
 def test_shards_of_different_tokenizers_are_refused(backends: list[ShardBackend]) -> None:
