@@ -1,0 +1,109 @@
+"""A part of the braid goes away in the middle: no accepted request is lost and no token changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from braids import Client, braid_config, shaken_weights, two_backends
+
+from braid_orchestrator.assembly import assemble_remote
+from braid_orchestrator.config import BraidConfig, LimitsConfig
+from braid_orchestrator.requests import TokenEvent
+from braid_rpc.errors import UnavailableError
+from braid_services.fusion.main import serve_fusion
+from braid_services.serving import RunningServer
+from braid_services.shard.backend import ShardBackend
+from braid_services.shard.main import serve_backend
+
+OPTIONS = {"seed": 7, "max_tokens": 60, "ignore_eos": True}
+
+
+class Parts:
+    """Two shards and a fusion service, each of which can be stopped and started again at another address."""
+
+    def __init__(self, config: BraidConfig, backends: list[ShardBackend], sockets: Path) -> None:
+        self._config = config
+        self._backends = {backend.card.name: backend for backend in backends}
+        self._sockets = sockets
+        self._starts = 0
+        self.servers: dict[str, RunningServer] = {}
+        for name in [*self._backends, "fusion"]:
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        self._starts += 1
+        target = f"unix:{self._sockets}/{name}-{self._starts}.sock"
+        if name == "fusion":
+            self.servers[name] = serve_fusion(self._config.fusion.weights, None, [target])
+        else:
+            self.servers[name] = serve_backend(self._backends[name], [target])
+
+    def target(self, name: str) -> str:
+        return self.servers[name].targets[0]
+
+    def stop(self, name: str) -> None:
+        self.servers[name].stop(0)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    backends = two_backends()
+    limits = LimitsConfig(max_running=4, prefill_chunk=16, recovery_timeout_s=2.0)
+    weights = shaken_weights(braid_config(), backends, tmp_path)
+    config = braid_config(weights=weights, limits=limits, placement="service")
+    with TemporaryDirectory() as sockets:
+        parts = Parts(config, backends, Path(sockets))
+        try:
+            yield parts
+        finally:
+            for name in parts.servers:
+                parts.stop(name)
+
+
+@pytest.fixture
+def client(parts: Parts) -> Iterator[Client]:
+    shards = {name: (lambda name=name: parts.target(name)) for name in ("left", "right")}
+    service = assemble_remote(parts._config, shards, lambda: parts.target("fusion"))
+    try:
+        yield Client(service._engine)
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("name", ["left", "right", "fusion"])
+def test_losing_a_part_changes_no_token(parts: Parts, client: Client, name: str) -> None:
+    expected = [client.generate(prompt, **OPTIONS).token_ids for prompt in ("the one", "another")]
+    running = [client.submit(prompt, **OPTIONS) for prompt in ("the one", "another")]
+    first = running[0].get(timeout=30)
+    while not isinstance(first, TokenEvent):
+        first = running[0].get(timeout=30)
+    parts.stop(name)
+    parts.start(name)
+    got = [client.results(events)[0].token_ids for events in running]
+    assert [[first.token_id, *got[0]], got[1]] == expected
+    assert client.engine.stats().recoveries >= 1
+
+
+def test_a_part_that_stays_away_is_named_and_welcome_back(parts: Parts, client: Client) -> None:
+    running = client.submit("the one", **{**OPTIONS, "max_tokens": 200})
+    running.get(timeout=30)
+    parts.stop("right")
+    with pytest.raises(UnavailableError, match="shard 'right'"):
+        client.results(running)
+    with pytest.raises(UnavailableError, match="shard 'right'") as refused:
+        client.submit("the one", **OPTIONS)
+    assert refused.value.retry_after_s > 0
+    parts.start("right")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.engine.check_ready()
+            break
+        except UnavailableError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert client.generate("the one", **OPTIONS).token_ids
