@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from braid_orchestrator.config import BraidConfig
 from braid_orchestrator.config_environment import apply_environment
 from braid_orchestrator.config_messages import explain, show
-from braid_orchestrator.config_models import SECTIONS, BraidModel
+from braid_orchestrator.config_models import SECTIONS, BraidModel, ShardModel
 from braid_rpc.errors import ConfigError
+from braid_services.shard.config import ShardConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ def parse_braid_config(raw: object, environment: Mapping[str, str] | None = None
         raise ConfigError(explain(error, settings, BraidModel, SECTIONS)) from None
     model.check_references()
     return model.freeze()
+
+
+def parse_shard_config(raw: Mapping[str, Any]) -> ShardConfig:
+    """Validate one shard's settings. Raises: ConfigError."""
+    try:
+        return ShardConfig(**ShardModel.model_validate(raw).model_dump())
+    except ValidationError as error:
+        raise ConfigError(explain(error, raw, ShardModel, {})) from None
 
 
 def load_braid_config(path: Path | str, environment: Mapping[str, str] | None = None) -> BraidConfig:

@@ -44,27 +44,42 @@ class Collected:
     choices: list[CollectedChoice]
 
 
+class Collector:
+    """Takes a request's events in their order."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._choices = [CollectedChoice() for _ in range(num_choices)]
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+
+    def add(self, event: Event) -> None:
+        """One more event."""
+        match event:
+            case Started():
+                self._started = event
+            case TokenEvent():
+                self._choices[event.index].tokens.append(event)
+            case ChoiceFinished():
+                choice = self._choices[event.index]
+                choice.tail, choice.finish_reason = event.text, event.finish_reason
+                choice.stop_reason = event.stop_reason
+            case Finished():
+                self._finished = event
+
+    def result(self) -> Collected:
+        """All together. Raises: BraidError if the events broke off."""
+        if self._started is None or self._finished is None:
+            raise BraidError("the braid's events ended before the request was finished")
+        return Collected(self._started, self._finished, self._choices)
+
+
 async def collect(events: AsyncIterator[Event], num_choices: int) -> Collected:
     """Consume all events. Raises: what the braid raises."""
-    choices = [CollectedChoice() for _ in range(num_choices)]
-    begun: Started | None = None
-    done: Finished | None = None
+    collector = Collector(num_choices)
     async with aclosing(as_generator(events)) as source:
         async for event in source:
-            match event:
-                case Started():
-                    begun = event
-                case TokenEvent():
-                    choices[event.index].tokens.append(event)
-                case ChoiceFinished():
-                    choice = choices[event.index]
-                    choice.tail, choice.finish_reason = event.text, event.finish_reason
-                    choice.stop_reason = event.stop_reason
-                case Finished():
-                    done = event
-    if begun is None or done is None:
-        raise BraidError("the braid's events ended before the request was finished")
-    return Collected(begun, done, choices)
+            collector.add(event)
+    return collector.result()
 
 
 def finite(value: float | None) -> float | None:

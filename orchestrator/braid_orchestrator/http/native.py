@@ -10,25 +10,21 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from braid_orchestrator.http.collecting import Collected, CollectedChoice, collect, finite
+from braid_orchestrator.http.answers import answer, event_data
+from braid_orchestrator.http.collecting import collect, finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.native_schemas import (
     ERROR_RESPONSES,
-    AlternativeOut,
     CancelBody,
-    ChoiceOut,
     GenerateBody,
     GenerateOut,
     ModelFields,
     ScoreBody,
     ScoreOut,
-    TimingsOut,
-    TokenOut,
-    UsageOut,
 )
 from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
 from braid_orchestrator.model_selection import select_model
-from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
+from braid_orchestrator.requests import Event
 from braid_orchestrator.service_port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
@@ -37,7 +33,7 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     """The routes over whichever service there is at the time of a request."""
     router = APIRouter(tags=["braid"], responses=ERROR_RESPONSES)
 
-    @router.post("/generate", response_model=GenerateOut, response_model_exclude_none=False)
+    @router.post("/generate", response_model=GenerateOut, response_model_exclude_unset=True)
     async def generate(body: GenerateBody, http: Request) -> Response | GenerateOut:
         """Go on with a prompt. Streamed: `started`, `token`s, `choice_finished`, `finished` or `error`."""
         service = get_service()
@@ -47,7 +43,7 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         model = service.name if use_braiding else shard or service.describe().anchor
         events = as_generator(service.generate(request))
         if not body.stream:
-            return _answer(await unless_hung_up(http, collect(events, request.n)), model)
+            return answer(await unless_hung_up(http, collect(events, request.n)), model)
         first = await unless_hung_up(http, _first(events))
         return EventStream(_stream(first, events, model), [events])
 
@@ -92,53 +88,6 @@ async def _first(events: AsyncGenerator[Event, None]) -> Event:
     return await anext(events)
 
 
-def _answer(collected: Collected, model: str) -> GenerateOut:
-    choices = [_choice_out(index, choice) for index, choice in enumerate(collected.choices)]
-    finished = collected.finished
-    return GenerateOut(
-        **dict(choices[0]),
-        request_id=collected.started.request_id,
-        model=model,
-        weights_version=collected.started.weights_version,
-        usage=_usage(finished),
-        timings=TimingsOut(**asdict(finished.timings)),
-        choices=choices if len(choices) > 1 else None,
-    )
-
-
-def _choice_out(index: int, choice: CollectedChoice) -> ChoiceOut:
-    return ChoiceOut(
-        index=index,
-        text=choice.text,
-        finish_reason=choice.finish_reason,
-        stop_reason=choice.stop_reason,
-        tokens=[_token_out(token) for token in choice.tokens],
-        weights=choice.mean_weights(),
-    )
-
-
-def _token_out(token: TokenEvent) -> TokenOut:
-    alternatives = [
-        AlternativeOut(id=top.token_id, text=top.token, logprob=finite(top.logprob))
-        for top in token.top_logprobs
-    ]
-    return TokenOut(
-        id=token.token_id,
-        text=token.text,
-        logprob=finite(token.logprob),
-        alternatives=alternatives or None,
-        weights=dict(token.weights),
-    )
-
-
-def _usage(finished: Finished) -> UsageOut:
-    return UsageOut(
-        prompt_tokens=finished.prompt_tokens,
-        completion_tokens=finished.completion_tokens,
-        total_tokens=finished.prompt_tokens + finished.completion_tokens,
-    )
-
-
 async def _stream(
     first: Event, events: AsyncGenerator[Event, None], model: str
 ) -> AsyncGenerator[bytes, None]:
@@ -154,12 +103,5 @@ async def _stream(
 
 
 def _event(event: Event, model: str) -> bytes:
-    match event:
-        case Started():
-            return sse(asdict(event) | {"model": model}, "started")
-        case TokenEvent():
-            return sse({"index": event.index} | _token_out(event).model_dump(exclude_none=True), "token")
-        case ChoiceFinished():
-            return sse(asdict(event), "choice_finished")
-        case Finished():
-            return sse({"usage": _usage(event).model_dump(), "timings": asdict(event.timings)}, "finished")
+    name, data = event_data(event, model)
+    return sse(data, name)

@@ -1,0 +1,59 @@
+"""How the command line speaks: results to stdout, everything else to stderr, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from braid_rpc.errors import BraidError, InvalidRequestError, NotFoundError
+
+out = Console()
+err = Console(stderr=True)
+
+BAD_INPUT, FAILED = 2, 1
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, for programs to read."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def announce(line: str) -> None:
+    """A line that a program may be waiting for: it leaves at once, and is never wrapped."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def exit_code(error: BraidError) -> int:
+    """2 if the user has to change what was asked for, 1 if the world has to."""
+    return BAD_INPUT if isinstance(error, InvalidRequestError | NotFoundError) else FAILED
+
+
+class ErrorsInOneLine(TyperGroup):
+    """Ends a command that raised a `BraidError` with its message and an exit code, never with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BraidError as error:
+            err.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(exit_code(error)) from error
+
+
+def log_to_stderr() -> None:
+    """Warnings and worse; ``BRAID_LOG_LEVEL`` asks for more."""
+    level = os.environ.get("BRAID_LOG_LEVEL", "WARNING").upper()
+    handler = RichHandler(console=err, show_path=False, show_time=True)
+    logging.basicConfig(
+        level=level if level in logging.getLevelNamesMapping() else "WARNING", handlers=[handler]
+    )

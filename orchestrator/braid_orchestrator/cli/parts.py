@@ -1,0 +1,132 @@
+"""`braid shard` and `braid fusion`: one part of a braid as a gRPC server of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from braid_orchestrator.cli.console import announce, err
+from braid_rpc.errors import ConfigError, UnknownShardError
+
+if TYPE_CHECKING:
+    from braid_orchestrator.config import BraidConfig
+    from braid_services.serving import RunningServer
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Take the settings from a braid's file.")
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", "-t", help="Where to listen: `host:port` (0: any free port) or `unix:/path`; repeatable."
+    ),
+]
+ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True)]
+
+
+def shard(
+    model: Annotated[
+        str | None, typer.Option(help="A folder in the Hugging Face layout, or a hub's name.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The shard's name; with --config, which one.")] = None,
+    target: Targets = None,
+    config: ConfigFile = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, mps, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Torch's threads; 0 leaves its own choice.")] = 1,
+    cache: Annotated[str, typer.Option(help="Room for all keys and values.")] = "512MiB",
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Serve one base model: open sessions, step spans of layers, read and inject hidden states.
+
+    Examples:
+
+    - `braid shard --model gpt2 --target 127.0.0.1:7001`
+
+    - `braid shard --config deploy/braid.yaml --name code --target unix:/tmp/code.sock`
+    """
+    from braid_orchestrator.config_schema import parse_shard_config
+
+    if exit_with_parent:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # several children would write over each other's bars
+    if config is not None:
+        if model is not None:
+            raise ConfigError("--model: got it together with --config, expected one of the two")
+        known = {shard.name: shard for shard in _load(config).shards}
+        if name not in known:
+            raise UnknownShardError(f"--name: got {name!r}, expected one of: {', '.join(known)}")
+        settings = known[name]
+    else:
+        if model is None:
+            raise ConfigError("--model: missing, expected a folder or a hub's name (or --config and --name)")
+        settings = parse_shard_config(
+            {
+                "name": name or Path(model).name,
+                "model": model,
+                "dtype": dtype,
+                "device": device,
+                "threads": threads,
+                "cache_bytes": cache,
+            }
+        )
+    from braid_services.shard.main import serve_shard
+
+    with err.status(f"loading {settings.model} …"):
+        server = serve_shard(settings, target or ["127.0.0.1:0"])
+    _serve(server, f"shard {settings.name!r}", exit_with_parent)
+
+
+def fusion(
+    weights: Annotated[str | None, typer.Option(help="A folder of versions; without it, untrained.")] = None,
+    version: Annotated[str | None, typer.Option(help="Which one to start with; else the newest.")] = None,
+    target: Targets = None,
+    config: ConfigFile = None,
+    threads: Annotated[int, typer.Option(help="Torch's threads; 0 leaves its own choice.")] = 1,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Serve the fusion modules and the readout of one braid; an orchestrator sends the plan.
+
+    Examples:
+
+    - `braid fusion --weights .braid/demo/fusion --target 127.0.0.1:7100`
+
+    - `braid fusion --config deploy/braid.yaml --target unix:/tmp/fusion.sock`
+    """
+    from braid_services.fusion.main import serve_fusion
+
+    if config is not None:
+        settings = _load(config).fusion
+        weights, version, threads = settings.weights, settings.version, settings.threads
+    server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads)
+    _serve(server, "fusion", exit_with_parent)
+
+
+def _load(path: Path) -> BraidConfig:
+    from braid_orchestrator.config_schema import load_braid_config
+    from braid_orchestrator.local_files import locate_files
+
+    return locate_files(load_braid_config(path, os.environ))
+
+
+def _serve(server: RunningServer, name: str, exit_with_parent: bool) -> None:
+    """Serve until SIGTERM, SIGINT or, for a supervised child, until the parent is gone."""
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    if exit_with_parent:
+
+        def wait_for_parent() -> None:
+            # The file descriptor itself: a buffered reader would hold a lock when the interpreter ends.
+            os.read(0, 1)
+            over.set()
+
+        threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
+    else:
+        announce(f"{name} is ready: {', '.join(server.targets)}")
+    with server:
+        over.wait()
