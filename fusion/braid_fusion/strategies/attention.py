@@ -58,8 +58,9 @@ class AttentionFusion(FusionStrategy):
         self.receivers = tuple(range(num_models) if receivers is None else receivers)
         self.givers = tuple(s for s in range(num_models) if any(r != s for r in self.receivers))
         self.queries = nn.ModuleList(linear(hidden_dim, hidden_dim, generator) for _ in self.receivers)
+        # Without bias: where there is one giver, a key's bias would shift all scores of a row alike.
         self.keys_and_values = nn.ModuleList(
-            linear(hidden_dim, 3 * hidden_dim, generator) for _ in self.givers
+            linear(hidden_dim, 3 * hidden_dim, generator, bias=False) for _ in self.givers
         )
         slope_H = 2.0 ** -torch.linspace(0.0, 8.0, heads)
         start_HO = -slope_H[:, None] * torch.arange(max_offset + 1)
@@ -121,20 +122,23 @@ class AttentionFusion(FusionStrategy):
     ) -> tuple[list[Tensor], Tensor]:
         """Queries (B?, n, H, K) at the end of keys and values (B?, m, H, K): outputs (T, H, K), and how much
         went to each shard, (T, S), empty unless wanted."""
+        n, m = queries[0].shape[-3], keys[0].shape[-3]
+        offsets = torch.arange(m, device=keys[0].device).clamp_(max=self.max_offset)
+        keys_HKm = [key.transpose(-3, -2).mT for key in keys]
+        values_HmK = [value.transpose(-3, -2) for value in values]
         outs, shares = [], []
         for query, receiver in zip(queries, self.receivers, strict=True):
             others = [i for i, giver in enumerate(self.givers) if giver != receiver]
             query_HnK = query.transpose(-3, -2) * self.head_width**-0.5
-            n, m = query.shape[-3], keys[0].shape[-3]
             scores = [
-                query_HnK @ keys[i].transpose(-3, -2).mT
-                + relative_bias(self.offset_bias[f"{receiver}_{self.givers[i]}"], n, m)
+                query_HnK @ keys_HKm[i]
+                + relative_bias(self.offset_bias[f"{receiver}_{self.givers[i]}"], offsets, n)
                 for i in others
             ]
             mass = (scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)).softmax(-1).split(m, dim=-1)
-            out = mass[0] @ values[others[0]].transpose(-3, -2)
+            out = mass[0] @ values_HmK[others[0]]
             for i, share in zip(others[1:], mass[1:], strict=True):
-                out = out + share @ values[i].transpose(-3, -2)
+                out = out + share @ values_HmK[i]
             outs.append(out.transpose(-3, -2).flatten(0, -3))
             if want_metrics:
                 shares.append(self._shares([self.givers[i] for i in others], mass))
@@ -147,17 +151,17 @@ class AttentionFusion(FusionStrategy):
         return torch.stack([by_giver.get(shard, zero_T) for shard in range(num_shards)], dim=-1)
 
 
-def relative_bias(table_HO: Tensor, n: int, m: int) -> Tensor:
-    """(H, n, m): the bias of the last n of m positions towards all m; minus infinity towards later ones."""
-    last = table_HO.shape[-1] - 1
+def relative_bias(table_HO: Tensor, offsets_m: Tensor, n: int) -> Tensor:
+    """(H, n, m): the bias of the last n of m positions towards all m; minus infinity towards later ones.
+
+    Args:
+        table_HO: a bias per head and offset.
+        offsets_m: for each of the offsets 0 … m - 1, which column of the table it has.
+        n: at most m.
+    """
     if n == 1:
-        return table_HO.index_select(-1, _offsets(m, last, table_HO).flip(0)).unsqueeze(-2)
+        return table_HO.index_select(-1, offsets_m.flip(0)).unsqueeze(-2)
     # Only the offset matters: offset + n - 1 indexes `line`, and a window of it, reversed, is a row.
-    known_HO = table_HO.index_select(-1, _offsets(m, last, table_HO))
     later_HO = table_HO.new_full((table_HO.shape[0], n - 1), -torch.inf)
-    line_HO = torch.cat([later_HO, known_HO], dim=-1)
-    return line_HO.unfold(-1, m, 1).flip(-1)
-
-
-def _offsets(count: int, last: int, like: Tensor) -> Tensor:
-    return torch.arange(count, device=like.device).clamp_(max=last)
+    line_HO = torch.cat([later_HO, table_HO.index_select(-1, offsets_m)], dim=-1)
+    return line_HO.unfold(-1, offsets_m.shape[0], 1).flip(-1)
