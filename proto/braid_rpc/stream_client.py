@@ -138,6 +138,7 @@ class StreamClient(Generic[RequestT, ReplyT]):
 
     def call(self, request: Any, timeout_s: float = DEFAULT_TIMEOUT_S) -> ReplyT:
         """Send and wait for the reply, while nothing else is on its way. Raises: as `send` and `receive`."""
+        self._check_usable()
         if self._awaited:
             due = len(self._awaited)
             raise StepOrderError(

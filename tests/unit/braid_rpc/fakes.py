@@ -107,7 +107,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         )
 
     def _step(self, step: shard_pb2.Step, batch: dict[str, Any]) -> shard_pb2.Frame:
-        if step.start_layer == 0:
+        if step.HasField("token_ids"):
             for segment in step.segments:
                 if segment.session_id not in self.sessions:
                     raise UnknownSessionError(f"got session {segment.session_id!r}")
