@@ -72,7 +72,8 @@ class ShardStream:
         num_layers, context_length = self._backend.spans.num_layers, self._backend.context_length
         with self._lock:
             self._refuse_if_ended()
-            self._evict_idle()
+            self._pool.evict_idle()
+            self._sessions = {name: session for name, session in self._sessions.items() if session.is_open}
             seen = set(self._sessions)
             for session in sessions:
                 if not session.session_id or session.session_id in seen:
@@ -106,7 +107,7 @@ class ShardStream:
         with self._lock, torch.inference_mode():
             started_s = time.perf_counter()
             self._refuse_if_ended()
-            self._evict_idle()
+            self._pool.evict_idle()
             is_first = step.token_ids is not None
             is_empty_later = not is_first and step.start_layer == step.end_layer
             key = (step.step_id, step.start_layer, step.end_layer, is_first)
@@ -328,10 +329,6 @@ class ShardStream:
                 f"session {session_id!r}: not open on this stream (never, closed or evicted)"
             )
         return session
-
-    def _evict_idle(self) -> None:
-        if self._pool.evict_idle():
-            self._sessions = {name: session for name, session in self._sessions.items() if session.is_open}
 
     def _give_up_batch_of(self, sessions: Sequence[SessionCache]) -> None:
         if self._batch and any(session in sessions for session in self._batch.sessions):
