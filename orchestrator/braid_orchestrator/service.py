@@ -35,6 +35,11 @@ class BraidService:
         self._engine = engine
         self.name = engine.name
 
+    @property
+    def engine(self) -> Engine:
+        """For callers in this process who can do without an event loop."""
+        return self._engine
+
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """The request's events, `Started` first and `Finished` last. Raises: BraidError.
 

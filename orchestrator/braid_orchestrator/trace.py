@@ -13,13 +13,17 @@ from braid_rpc.steps import Timings
 class SpanTotal:
     """Sums over many steps, in seconds, of one span that all shards run at the same time.
 
-    ``wall_s`` is from asking the first shard to the answer of the slowest. What the slowest shard didn't spend
-    on the server is ``wire_s``; ``idle_s[s]`` is how long shard s had nothing to do until the slowest was done.
+    ``wall_s`` is from asking the first shard to the answer of the slowest: its ``slowest_compute_s``, its
+    ``slowest_wait_s`` for other callers, its ``slowest_serialize_s`` on both ends, and ``wire_s``, the rest.
+    ``idle_s[s]`` is how long shard s had nothing to do until the slowest was done.
     """
 
     count: int = 0
     wall_s: float = 0.0
     wire_s: float = 0.0
+    slowest_compute_s: float = 0.0
+    slowest_wait_s: float = 0.0
+    slowest_serialize_s: float = 0.0
     compute_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     wait_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     serialize_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
@@ -45,14 +49,25 @@ class StepTrace:
     readout_s: float = 0.0
     num_readouts: int = 0
 
+    def reset(self) -> None:
+        """Begin anew. In the engine's thread, which is the one that adds."""
+        self.spans.clear()
+        self.fusion.clear()
+        self.readout_s = 0.0
+        self.num_readouts = 0
+
     def add_span(self, span: int, wall_s: float, timings: Mapping[int, Timings]) -> None:
         """All shards finished a span."""
         total = self.spans[span]
         on_server = {shard: t.compute_s + t.wait_s + t.serialize_s for shard, t in timings.items()}
-        slowest = max(on_server.values())
+        slowest_shard = max(on_server, key=on_server.__getitem__)
+        slowest = on_server[slowest_shard]
         total.count += 1
         total.wall_s += wall_s
         total.wire_s += max(wall_s - slowest, 0.0)
+        total.slowest_compute_s += timings[slowest_shard].compute_s
+        total.slowest_wait_s += timings[slowest_shard].wait_s
+        total.slowest_serialize_s += timings[slowest_shard].serialize_s
         for shard, one in timings.items():
             total.compute_s[shard] += one.compute_s
             total.wait_s[shard] += one.wait_s

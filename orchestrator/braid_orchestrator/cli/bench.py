@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from braid_orchestrator.cli.console import err, out, print_json
+from braid_orchestrator.cli.options import JsonOption
+from braid_rpc.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from braid_orchestrator.bench.report import Report
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown, for a document.")]
+QuickOption = Annotated[
+    bool,
+    typer.Option("--quick", help="Small models and few rounds: shows that it works, not how fast it is."),
+]
 
 
 @app.callback()
@@ -13,3 +34,107 @@ def bench() -> None:
 
     The object holds all raw figures and, under `targets`, what was to be reached: `name`, `value`, `limit`, `met`.
     """
+
+
+@app.command()
+def step(
+    tokens: Annotated[int | None, typer.Option(min=2, max=256, help="Tokens per side and round.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count; one more warms up.")] = None,
+    strategy: Annotated[str, typer.Option(help="Fusion strategy at the four points.")] = "mlp",
+    fusion_width: Annotated[int | None, typer.Option(min=1, help="Width in which states are fused.")] = None,
+    readout: Annotated[str, typer.Option(help="Readout of (d), (e) and (f): `gate` or `mixture`.")] = "gate",
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """A decode step of two GPT-2-small shards: alone, at once without exchange, braided in process and over gRPC.
+
+    Takes some minutes on two idle cores, and 8 GB of memory. With `--quick` half a minute, and no meaning.
+    """
+    from braid_orchestrator.bench.step import StepOptions, run_step
+
+    if readout not in ("gate", "mixture"):
+        raise InvalidRequestError(f"readout: got {readout!r}, expected gate or mixture")
+    options = StepOptions.quick() if quick else StepOptions()
+    options = replace(
+        options,
+        tokens=tokens or options.tokens,
+        rounds=rounds or options.rounds,
+        strategy=strategy,
+        fusion_width=fusion_width or options.fusion_width,
+        readout=readout,
+    )
+    with _progress_bar() as progress:
+        report = run_step(options, progress)
+    _show(report, as_json, markdown)
+
+
+@app.command()
+def naive(
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count; one more warms up.")] = None,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """The braid beside the guide's way: every model over the whole text again for every token.
+
+    Takes some minutes on two idle cores, and 6 GB of memory. With `--quick` half a minute, and no meaning.
+    """
+    from braid_orchestrator.bench.naive import NaiveOptions, run_naive
+
+    options = NaiveOptions.quick() if quick else NaiveOptions()
+    with _progress_bar() as progress:
+        report = run_naive(replace(options, rounds=rounds or options.rounds), progress)
+    _show(report, as_json, markdown)
+
+
+@app.command()
+def render(
+    result: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="What a benchmark printed with --json.")
+    ],
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A document in which to replace the benchmark's table."
+        ),
+    ] = None,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Show a saved result, or put it into a document.
+
+    `braid bench render step.json --into docs/benchmarks.md`
+    """
+    from braid_orchestrator.bench.report import Report, replace_section
+
+    try:
+        report = Report.from_dict(json.loads(result.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise InvalidRequestError(f"{result}: got no JSON, expected what --json prints: {error}") from error
+    if into is None:
+        _show(report, as_json=False, markdown=markdown)
+    else:
+        replace_section(into, report)
+        err.print(f"{into}: section {report.benchmark!r} replaced")
+
+
+def _show(report: Report, as_json: bool, markdown: bool) -> None:
+    if as_json:
+        print_json(report.to_dict())
+    elif markdown:
+        out.file.write(report.to_markdown())
+    else:
+        report.print(out)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """What a benchmark tells of its progress, as a bar on stderr that goes away at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield progress

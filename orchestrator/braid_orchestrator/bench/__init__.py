@@ -1,0 +1,1 @@
+"""Benchmarks: what a braid costs. Each gives one `report.Report`, which knows its raw figures and its targets."""

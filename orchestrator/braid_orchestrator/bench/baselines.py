@@ -1,0 +1,85 @@
+"""What a braid is compared with: its models by plain transformers, each alone or both, without exchange.
+
+Greedy decoding with a KV cache, written as tightly as transformers allows: no `generate` around it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from braid_orchestrator.bench.pair import SEEDS, ModelSize, make_model, settle_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """``start_s`` and ``end_s`` are of the clock that all processes of the machine share; the prompt comes before."""
+
+    start_s: float
+    end_s: float
+    token_ids: list[int]
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the last."""
+        return self.end_s - self.start_s
+
+
+class PlainModels:
+    """Models of the pair in a process of their own. ``meet`` is a barrier shared with another such process."""
+
+    def __init__(self, indices: tuple[int, ...], size: ModelSize, num_threads: int, meet: Any = None) -> None:
+        self._models = {index: make_model(SEEDS[index], size) for index in indices}
+        self._meet = meet
+        settle_memory(num_threads)
+
+    def decode(self, index: int, prompt: tuple[int, ...], num_tokens: int, together: bool = False) -> Decoded:
+        """``num_tokens`` decode steps of one model after the prompt.
+
+        ``together``: begin them at the same moment as the other process begins its own.
+        """
+        model = self._models[index]
+        with torch.inference_mode():
+            cache = DynamicCache(config=model.config)
+            logits = model(
+                torch.tensor([prompt]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            if together:
+                self._meet.wait()
+            picked: list[int] = []
+            start_s = time.perf_counter()
+            for _ in range(num_tokens):
+                logits = model(token, past_key_values=cache, use_cache=True).logits
+                token = logits[:, -1].argmax(-1, keepdim=True)
+                picked.append(int(token))
+            return Decoded(start_s, time.perf_counter(), picked)
+
+    def decode_in_turn(self, prompt: tuple[int, ...], num_tokens: int) -> float:
+        """Seconds that all models take for their steps, one model after the other."""
+        return sum(self.decode(index, prompt, num_tokens).seconds for index in self._models)
+
+
+class GuidePair:
+    """The pair as the guide's code runs it: every model over the whole text again for every token, all hidden
+    states kept, logits averaged."""
+
+    def __init__(self, size: ModelSize, num_threads: int) -> None:
+        self._models = [make_model(seed, size) for seed in SEEDS]
+        settle_memory(num_threads)
+
+    def seconds_per_token(self, text: tuple[int, ...], num_tokens: int) -> float:
+        """While ``num_tokens`` tokens are added to a text of that length."""
+        ids = torch.tensor([text])
+        with torch.inference_mode():
+            started = time.perf_counter()
+            for _ in range(num_tokens):
+                outputs = [model(ids, output_hidden_states=True, use_cache=False) for model in self._models]
+                mean = torch.stack([output.logits for output in outputs]).mean(dim=0)
+                token = mean[:, -1].argmax(-1, keepdim=True)
+                ids = torch.cat([ids, token], dim=1)
+            return (time.perf_counter() - started) / num_tokens

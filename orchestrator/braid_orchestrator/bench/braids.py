@@ -1,0 +1,163 @@
+"""Processes of a braid under measurement: shards and fusion modules as services, and engines over them."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from braid_orchestrator.assembly import assemble_local, assemble_remote
+from braid_orchestrator.bench.pair import NAMES, ModelSize, make_backend, settle_memory
+from braid_orchestrator.config import BraidConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.requests import (
+    Event,
+    Finished,
+    GenerateRequest,
+    SamplingOptions,
+    ScoreResult,
+    TokenEvent,
+)
+from braid_orchestrator.service import BraidService
+from braid_orchestrator.trace import StepTrace
+from braid_rpc.errors import BraidError
+from braid_services.fusion.main import serve_fusion
+from braid_services.serving import RunningServer
+from braid_services.shard.config import ShardConfig
+from braid_services.shard.main import serve_backend
+
+DECODE_TIMEOUT_S = 600.0
+
+Placement = Literal["in process", "embedded", "service"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A braid to be measured: where its parts are, and what its fusion modules do at ``num_points`` depths."""
+
+    placement: Placement
+    readout: Literal["anchor", "mixture", "gate"]
+    strategy: str
+    fusion_width: int
+    num_points: int = 4
+
+    def config(self) -> BraidConfig:
+        """The braid's configuration, without its models."""
+        return BraidConfig(
+            name="bench",
+            anchor=NAMES[0],
+            shards=tuple(ShardConfig(name=name, model=name) for name in NAMES),
+            points=tuple(
+                PointConfig(
+                    at=(index + 1) / (self.num_points + 1),
+                    strategy=self.strategy,
+                    fusion_width=self.fusion_width,
+                )
+                for index in range(self.num_points)
+            ),
+            readout=ReadoutConfig(self.readout),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BraidDecoded:
+    """A decode of the braid: seconds and token ids of the steps after the prompt, and where the time went."""
+
+    seconds: float
+    token_ids: list[int]
+    trace: StepTrace
+
+
+class ShardHost:
+    """One shard of the pair as a service."""
+
+    def __init__(self, index: int, size: ModelSize, target: str) -> None:
+        torch.set_num_threads(1)
+        self._server: RunningServer = serve_backend(make_backend(index, size), [target])
+        settle_memory(1)
+
+    def stop(self) -> None:
+        """End the service."""
+        self._server.stop()
+
+
+class FusionHost:
+    """Fusion services, each for one braid."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self._servers = [serve_fusion(None, None, [target]) for target in targets]
+        settle_memory(1)
+
+    def stop(self) -> None:
+        """End the services."""
+        for server in self._servers:
+            server.stop()
+
+
+class EngineHost:
+    """Engines of several braids, one process; only one of them is asked at a time."""
+
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        size: ModelSize,
+        shard_targets: Mapping[str, str],
+        fusion_targets: Mapping[str, str],
+    ) -> None:
+        torch.set_num_threads(1)
+        self._services: dict[str, BraidService] = {}
+        backends = None
+        if any(variant.placement == "in process" for variant in variants.values()):
+            backends = [make_backend(index, size) for index in range(len(NAMES))]
+        try:
+            for key, variant in variants.items():
+                if variant.placement == "in process":
+                    service = assemble_local(variant.config(), backends)
+                else:
+                    fusion = fusion_targets.get(key)
+                    service = assemble_remote(
+                        variant.config(),
+                        {name: partial(str, target) for name, target in shard_targets.items()},
+                        None if fusion is None else partial(str, fusion),
+                    )
+                self._services[key] = service
+        except BaseException:
+            self.stop()
+            raise
+        settle_memory(1)
+
+    def decode(self, key: str, prompt: tuple[int, ...], num_tokens: int) -> BraidDecoded:
+        """``num_tokens`` greedy decode steps after the prompt. Raises: BraidError."""
+        engine = self._services[key].engine
+        events: queue.SimpleQueue[tuple[float, Event | ScoreResult | BraidError]] = queue.SimpleQueue()
+        is_first = True
+
+        def take(event: Event | ScoreResult | BraidError) -> None:
+            nonlocal is_first
+            if isinstance(event, TokenEvent) and is_first:
+                is_first = False
+                engine.trace.reset()  # the prompt's step doesn't count
+            events.put((time.perf_counter(), event))
+
+        sampling = SamplingOptions(max_tokens=num_tokens + 1, temperature=0.0, ignore_eos=True)
+        engine.submit(GenerateRequest(prompt, sampling), take)
+        times: list[float] = []
+        picked: list[int] = []
+        while True:
+            when, event = events.get(timeout=DECODE_TIMEOUT_S)
+            if isinstance(event, BraidError):
+                raise event
+            if isinstance(event, TokenEvent):
+                times.append(when)
+                picked.append(event.token_id)
+            if isinstance(event, Finished):
+                return BraidDecoded(times[-1] - times[0], picked[1:], engine.trace)
+
+    def stop(self) -> None:
+        """End the engines."""
+        for service in self._services.values():
+            service.stop()
