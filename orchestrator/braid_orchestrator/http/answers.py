@@ -21,7 +21,7 @@ def answer(collected: Collected, model: str) -> GenerateOut:
     """The whole answer. ``model`` is who gave it."""
     choices = [_choice_out(index, choice) for index, choice in enumerate(collected.choices)]
     finished = collected.finished
-    more = {"choices": choices} if len(choices) > 1 else {}
+    more: dict[str, Any] = {"choices": choices} if len(choices) > 1 else {}
     return GenerateOut(
         **dict(choices[0]),
         **more,

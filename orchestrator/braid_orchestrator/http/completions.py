@@ -21,7 +21,7 @@ from braid_orchestrator.http.openai_schemas import (
     CompletionUsageOut,
     LogprobsOut,
 )
-from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
+from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.model_selection import select_model
 from braid_orchestrator.requests import (
     ChoiceFinished,
@@ -48,7 +48,7 @@ def completion_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         call = _Call(get_service(), body)
         if not body.stream:
             return await unless_hung_up(http, call.answer())
-        first = await unless_hung_up(http, call.first())
+        first = await first_of(http, call.pieces)
         return EventStream(call.stream(first), [call.pieces])
 
     return router
@@ -101,10 +101,6 @@ class _Call:
                 if piece is not None:
                     _append(choices[piece.index], piece)
         return self._chunk(choices, self._usage())
-
-    async def first(self) -> CompletionChoiceOut | None:
-        """The first piece, awaited before a status is sent: a request that is refused gets its own."""
-        return await anext(self.pieces)
 
     async def stream(self, first: CompletionChoiceOut | None) -> AsyncGenerator[bytes, None]:
         """Server-sent events, one per piece."""

@@ -22,7 +22,7 @@ from braid_orchestrator.http.native_schemas import (
     ScoreBody,
     ScoreOut,
 )
-from braid_orchestrator.http.streaming import EventStream, sse, unless_hung_up
+from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.model_selection import select_model
 from braid_orchestrator.requests import Event
 from braid_orchestrator.service_port import BraidPort, as_generator
@@ -44,7 +44,7 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         events = as_generator(service.generate(request))
         if not body.stream:
             return answer(await unless_hung_up(http, collect(events, request.n)), model)
-        first = await unless_hung_up(http, _first(events))
+        first = await first_of(http, events)
         return EventStream(_stream(first, events, model), [events])
 
     @router.post("/score", response_model=ScoreOut)
@@ -82,10 +82,6 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
 def _select(body: ModelFields, service: BraidPort) -> tuple[bool, str | None]:
     shards = [shard.name for shard in service.describe().shards]
     return select_model(body.model, body.use_braiding, body.shard, braid=service.name, shards=shards)
-
-
-async def _first(events: AsyncGenerator[Event, None]) -> Event:
-    return await anext(events)
 
 
 async def _stream(

@@ -42,6 +42,22 @@ async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
+async def first_of(request: Request, source: AsyncGenerator[T, None]) -> T:
+    """The first item, awaited before a status is sent: a request that is refused gets a status of its own.
+
+    Whatever goes wrong, ``source`` is closed, even if its item had come already. Raises: as `unless_hung_up`.
+    """
+
+    async def first() -> T:
+        return await anext(source)
+
+    try:
+        return await unless_hung_up(request, first())
+    except BaseException:
+        await source.aclose()
+        raise
+
+
 class EventStream(Response):
     """Sends what ``chunks`` yields. However that ends, ``sources`` are closed: they may have been begun even
     if ``chunks`` never was."""

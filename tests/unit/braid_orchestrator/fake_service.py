@@ -1,0 +1,129 @@
+"""A braid that answers from a script, and remembers what became of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from braid_fusion.plan import PlanPoint
+from braid_orchestrator.engine import EngineStats
+from braid_orchestrator.requests import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    GenerateRequest,
+    RequestTimings,
+    ScoreRequest,
+    ScoreResult,
+    Started,
+    TokenEvent,
+    TopLogprob,
+)
+from braid_orchestrator.service import BraidDescription
+from braid_rpc.cards import ShardCard
+from braid_rpc.errors import BraidError, ContextLengthError, UnknownVersionError
+
+WORDS = ("one", " two", " three")
+
+
+class FakeService:
+    """Each choice is `WORDS`, its last word held back until the end. ``hang`` stops after the first token."""
+
+    def __init__(self) -> None:
+        self.name = "pair"
+        self.requests: list[GenerateRequest] = []
+        self.scored: list[ScoreRequest] = []
+        self.closed = 0
+        self.hang = False
+        self.error: BraidError | Exception | None = None
+        self.error_after_first: BraidError | Exception | None = None
+        self.not_ready: BraidError | None = None
+        self.version = "v1"
+        self.first_token = asyncio.Event()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        try:
+            yield Started(request.request_id or "made-up", 2, self.version)
+            for number, word in enumerate(WORDS[: request.sampling.max_tokens]):
+                for index in range(request.n):
+                    text = "" if number == len(WORDS) - 1 else word
+                    yield TokenEvent(
+                        index,
+                        10 + number,
+                        text,
+                        *self._logprobs(request),
+                        weights={"left": 0.75, "right": 0.25},
+                    )
+                self.first_token.set()
+                if self.error_after_first is not None:
+                    raise self.error_after_first
+                if self.hang:
+                    await asyncio.Event().wait()
+            for index in range(request.n):
+                cut = request.sampling.max_tokens < len(WORDS)
+                yield ChoiceFinished(index, "length" if cut else "stop", None, "" if cut else WORDS[-1])
+            yield Finished(
+                2, request.n * min(len(WORDS), request.sampling.max_tokens), RequestTimings(0.1, 0.2, 0.3)
+            )
+        finally:
+            self.closed += 1
+
+    def _logprobs(self, request: GenerateRequest) -> Sequence[object]:
+        if request.sampling.logprobs is None:
+            return (None, ())
+        return (-0.5, (TopLogprob(99, "other", float("-inf")),) if request.sampling.logprobs else ())
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        self.scored.append(request)
+        if not request.prompt:
+            raise ContextLengthError("prompt: got nothing")
+        return ScoreResult((1, 2, 3), ("a", "b", "c"), (0.0, -1.0, -2.0), 3)
+
+    def describe(self) -> BraidDescription:
+        return BraidDescription(
+            self.name,
+            "left",
+            (shard_card("left"), shard_card("right")),
+            (PlanPoint("1", (1, 2), "mlp", 16, "residual", (0, 1)),),
+            "gate",
+            self.version,
+            64,
+        )
+
+    def cancel(self, request_id: str) -> bool:
+        return request_id == "known"
+
+    def ready(self) -> None:
+        if self.not_ready is not None:
+            raise self.not_ready
+
+    async def activate(self, version: str) -> str:
+        if version != "v2":
+            raise UnknownVersionError(f"version: got {version!r}, expected one of: v1, v2")
+        self.version = version
+        return version
+
+    def stats(self) -> EngineStats:
+        return EngineStats(1, 2, 3, 4, 5, {"left": 10, "right": 20}, {"left": 100, "right": 100})
+
+
+def shard_card(name: str) -> ShardCard:
+    return ShardCard(
+        name=name,
+        model_id=f"models/{name}",
+        model_hash="0" * 16,
+        family="llama",
+        num_layers=4,
+        width=16,
+        vocab_size=100,
+        tokenizer_hash="1" * 16,
+        dtype="float32",
+        context_length=64,
+        cache_bytes_total=100,
+        cache_bytes_free=50,
+        block_tokens=8,
+        num_parameters=1000,
+    )
