@@ -164,6 +164,11 @@ class AsyncEventStream:
         if self._call is not None:
             self._call.cancel()
 
+    def __del__(self) -> None:
+        # gRPC's tasks keep a running call alive when nobody else does.
+        if self._call is not None and not self._call.done():
+            self._call.cancel()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
 from braid_services.serving import RunningServer, start_server
 
 NUM_LAYERS, WIDTH, VOCAB = 6, 4, 11
+
+_numbers = itertools.count()
 
 
 class FakeShard(shard_pb2_grpc.ShardServicer):
@@ -136,6 +139,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
 
 @contextmanager
 def serving(servicer: object, folder: Path, **options: Any) -> Iterator[RunningServer]:
-    """``servicer`` behind a unix socket in ``folder`` and a TCP port of its own."""
-    with start_server([servicer], [f"unix:{folder / 's.sock'}", "127.0.0.1:0"], **options) as server:
+    """``servicer`` behind a unix socket in ``folder`` and a TCP port, both its own."""
+    socket = folder / f"{next(_numbers)}.sock"
+    with start_server([servicer], [f"unix:{socket}", "127.0.0.1:0"], **options) as server:
         yield server
