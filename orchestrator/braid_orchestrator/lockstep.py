@@ -64,7 +64,7 @@ class LockStep:
 
     def end_layer(self, shard: int) -> int:
         """Where a braided session's forward ends on this shard (0: after its last layer)."""
-        return 0 if self._reads_out(shard) else self._spans[shard][-2][1]
+        return 0 if self._runs_to_end(shard) else self._spans[shard][-2][1]
 
     def run_braided(self, batch: PackedBatch, trace: StepTrace) -> Scores | None:
         """All shards in lock step. None if no logits were asked for. Raises: what shards and fusion raise."""
@@ -73,7 +73,7 @@ class LockStep:
         hidden: list[Tensor] = []
         last: dict[int, SpanResult[Tensor]] = {}
         for span in range(num_points + 1):
-            running = [s for s in self.braided_shards() if span < num_points or self._reads_out(s)]
+            running = [s for s in self.braided_shards() if span < num_points or self._runs_to_end(s)]
             last = self._run_at_once(
                 span, {shard: self._span_step(shard, span, batch, hidden) for shard in running}, trace
             )
@@ -81,7 +81,7 @@ class LockStep:
                 hidden = self._exchange(
                     span, batch.segments, [last[shard].hidden for shard in running], trace
                 )
-        return self._read_out(batch, list(last.values()), trace) if batch.logit_rows else None
+        return self._read_out(batch, last, trace) if batch.logit_rows else None
 
     def run_alone(self, batches: dict[int, PackedBatch], trace: StepTrace) -> dict[int, Scores]:
         """One batch per shard, each from its embedding to its head, all shards at the same time."""
@@ -109,10 +109,14 @@ class LockStep:
     def _reads_out(self, shard: int) -> bool:
         return shard == self._plan.anchor or not self._only_anchor_reads_out
 
+    def _runs_to_end(self, shard: int) -> bool:
+        """Layers whose output nobody reads are left out; a session of no layers at all can't be."""
+        return self._reads_out(shard) or self._spans[shard][-2][1] == 0
+
     def _span_step(self, shard: int, span: int, batch: PackedBatch, hidden: list[Tensor]) -> SpanStep[Tensor]:
         start, end = self._spans[shard][span]
         num_points = len(self._plan.points)
-        final = span == num_points or (span == num_points - 1 and not self._reads_out(shard))
+        final = span == num_points or (span == num_points - 1 and not self._runs_to_end(shard))
         if span > 0:
             return SpanStep(self._step_id, start, end, final, hidden=hidden[shard])
         return SpanStep(
@@ -159,19 +163,22 @@ class LockStep:
         trace.add_fusion(point, time.perf_counter() - started, result.timings)
         return [own if fused is None else fused for own, fused in zip(states, result.states, strict=True)]
 
-    def _read_out(self, batch: PackedBatch, last: list[SpanResult[Tensor]], trace: StepTrace) -> Scores:
-        logits = [result.logits[:, : self._vocab_size] for result in last if result.logits is not None]
-        num_rows = len(batch.logit_rows)
+    def _read_out(self, batch: PackedBatch, last: dict[int, SpanResult[Tensor]], trace: StepTrace) -> Scores:
+        logits = {
+            shard: result.logits[:, : self._vocab_size]
+            for shard, result in last.items()
+            if self._reads_out(shard) and result.logits is not None
+        }
         if self._only_anchor_reads_out:
-            weights = torch.zeros(num_rows, len(self._shards))
+            weights = torch.zeros(len(batch.logit_rows), len(self._shards))
             weights[:, self._plan.anchor] = 1.0
-            return Scores(logits[0], weights)
+            return Scores(logits[self._plan.anchor], weights)
         started = time.perf_counter()
-        log_probs = [log_probabilities(shard) for shard in logits]
+        log_probs = [log_probabilities(shard) for shard in logits.values()]
         log_weights = self._fusion.read_out(
             self._step_id,
             batch.sessions_of_logit_rows(),
-            [result.hidden for result in last],
+            [result.hidden for result in last.values()],
             logit_features(log_probs, normalised=True),
         )
         scores = Scores(mix_logits(log_probs, log_weights, normalised=True), log_weights.exp())

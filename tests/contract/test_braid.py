@@ -46,6 +46,18 @@ def test_an_untrained_braid_gives_its_anchor_exactly(backends: list[ShardBackend
             assert braided.logprobs == alone.logprobs
 
 
+def test_states_can_be_exchanged_at_the_embeddings(backends: list[ShardBackend]) -> None:
+    for readout in ("anchor", "gate"):
+        config = braid_config(
+            points=[PointConfig(at=0, strategy="mlp")], readout=ReadoutConfig(readout), limits=LIMITS
+        )
+        with running(config, backends, "in process", Path()) as client:
+            braided = client.generate(TEXT, temperature=0.0, max_tokens=6, ignore_eos=True)
+            alone = client.generate(TEXT, temperature=0.0, max_tokens=6, ignore_eos=True, use_braiding=False)
+        assert len(braided.token_ids) == 6
+        assert readout == "gate" or braided.token_ids == alone.token_ids
+
+
 def test_the_anchor_alone_equals_transformers(backends: list[ShardBackend]) -> None:
     config = braid_config(limits=LIMITS)
     with running(config, backends, "in process", Path()) as client:
