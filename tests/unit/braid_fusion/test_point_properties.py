@@ -86,7 +86,9 @@ def test_changing_later_rows_changes_no_earlier_one(
 @pytest.mark.parametrize("cross", [True, False])
 @settings(max_examples=15, deadline=None)
 @given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_pieces_with_caches_equal_the_whole(make_plan, states, trained, strategy, options, cross, pieces) -> None:
+def test_pieces_with_caches_equal_the_whole(
+    make_plan, states, trained, strategy, options, cross, pieces
+) -> None:
     stack = trained(FusionStack(make_plan(strategy, options={**options, "cross": cross})))
     total = sum(pieces)
     rows = states(total)
@@ -117,7 +119,9 @@ def test_gradcheck_passes_in_float64(make_plan, states, trained, strategy, optio
         return torch.cat([state.flatten() for state in output.states])
 
     stack.forward = stack.fuse
-    assert torch.autograd.gradcheck(fused, (*inputs, *(p.detach().requires_grad_() for p in stack.parameters())))
+    assert torch.autograd.gradcheck(
+        fused, (*inputs, *(p.detach().requires_grad_() for p in stack.parameters()))
+    )
 
 
 @every_strategy
