@@ -40,6 +40,7 @@ class FakeService:
         self.not_ready: BraidError | None = None
         self.version = "v1"
         self.first_token = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         self.requests.append(request)
@@ -70,6 +71,7 @@ class FakeService:
             )
         finally:
             self.closed += 1
+            self.ended.set()
 
     def _logprobs(self, request: GenerateRequest) -> Sequence[object]:
         if request.sampling.logprobs is None:
