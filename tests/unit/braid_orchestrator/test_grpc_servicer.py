@@ -10,6 +10,7 @@ import pytest
 from braid_orchestrator.grpc_servicer import BraidRpc, BraidServer, fail_serve_call
 from braid_orchestrator.probing import probe
 from braid_rpc import AsyncBraidClient
+from braid_rpc.completions import Token
 from braid_rpc.errors import (
     BraidError,
     InvalidRequestError,
@@ -111,8 +112,8 @@ async def test_no_traceback_reaches_a_user(client: AsyncBraidClient, service: Fa
 async def test_leaving_a_stream_ends_the_request(client: AsyncBraidClient, service: FakeService) -> None:
     service.hang = True
     async with client.stream("x") as events:
-        async for _ in events:
-            if service.first_token.is_set():
+        async for event in events:
+            if isinstance(event, Token):
                 break
     async with asyncio.timeout(10):
         await service.ended.wait()
