@@ -1,20 +1,17 @@
-"""How the records of `steps` become messages of the `Shard` service and back.
+"""How the records of `steps` become requests to the `Shard` service, and its replies records again.
 
-Knows no array library: whoever calls says how an array is encoded and decoded, so that numpy clients and torch
-services share these functions.
+Knows no array library: whoever calls says how an array is encoded and decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from braid_rpc.errors import FrameError
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
-from braid_rpc.tensor import FLOAT_DTYPES, INDEX_DTYPES
+from braid_rpc.tensor import FLOAT_DTYPES
 from braid_rpc.v1 import shard_pb2, tensor_pb2
-
-ArrayT = TypeVar("ArrayT")
 
 Encode = Callable[[Any], tensor_pb2.Tensor]
 # Called as decode(message, dtypes=…, shape=…, max_bytes=…, what=…): `decode_tensor` or its like.
@@ -48,11 +45,6 @@ def segments_to_proto(segments: Iterable[Segment]) -> list[tensor_pb2.Segment]:
     ]
 
 
-def segments_from_proto(messages: Iterable[tensor_pb2.Segment]) -> tuple[Segment, ...]:
-    """The segments that the messages carry."""
-    return tuple(Segment(m.session_id, m.position, m.num_rows) for m in messages)
-
-
 def step_request(step: SpanStep[Any], encode: Encode) -> shard_pb2.ShardRequest:
     """The request to run one span."""
     message = shard_pb2.Step(
@@ -65,32 +57,6 @@ def step_request(step: SpanStep[Any], encode: Encode) -> shard_pb2.ShardRequest:
     if step.hidden is not None:
         message.hidden.CopyFrom(encode(step.hidden))
     return shard_pb2.ShardRequest(step=message)
-
-
-def step_from_proto(message: shard_pb2.Step, decode: Decode, *, width: int, max_bytes: int) -> SpanStep[Any]:
-    """The step that ``message`` carries; its arrays checked by themselves, not against a session's state.
-
-    Raises: FrameError, ShapeMismatchError.
-    """
-    token_ids = hidden = None
-    if message.HasField("token_ids"):
-        token_ids = decode(
-            message.token_ids, dtypes=INDEX_DTYPES, shape=(None,), max_bytes=max_bytes, what="token_ids"
-        )
-    if message.HasField("hidden"):
-        hidden = decode(
-            message.hidden, dtypes=FLOAT_DTYPES, shape=(None, width), max_bytes=max_bytes, what="hidden"
-        )
-    return SpanStep(
-        step_id=message.step_id,
-        start_layer=message.start_layer,
-        end_layer=message.end_layer,
-        final=message.final,
-        segments=segments_from_proto(message.segments),
-        token_ids=token_ids,
-        logit_rows=tuple(message.logit_rows),
-        hidden=hidden,
-    )
 
 
 def result_from_proto(
@@ -119,12 +85,3 @@ def result_from_proto(
 def timings_from_proto(message: tensor_pb2.StepTimings) -> Timings:
     """Microseconds on the wire, seconds here."""
     return Timings(message.compute_us * 1e-6, message.wait_us * 1e-6, message.serialize_us * 1e-6)
-
-
-def timings_to_proto(timings: Timings) -> tensor_pb2.StepTimings:
-    """Seconds here, microseconds on the wire."""
-    return tensor_pb2.StepTimings(
-        compute_us=round(timings.compute_s * 1e6),
-        wait_us=round(timings.wait_s * 1e6),
-        serialize_us=round(timings.serialize_s * 1e6),
-    )

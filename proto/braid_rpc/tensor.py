@@ -43,7 +43,6 @@ _NUMPY_BY_CODE: dict[tensor_pb2.DType, np.dtype[np.generic]] = {code: dtype for 
 _CODE_BY_NUMPY: dict[np.dtype[np.generic], tensor_pb2.DType] = {dtype: code for code, _, dtype in _TABLE}
 
 FLOAT_DTYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
-INDEX_DTYPES = frozenset({"int32", "int64"})
 
 # `Tensor.data` holds little-endian bytes; only on a big-endian machine is there anything to swap.
 _SWAP = sys.byteorder == "big"
