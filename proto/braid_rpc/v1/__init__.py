@@ -1,0 +1,1 @@
+"""Generated stubs of the protocol `braid.v1`."""
