@@ -386,3 +386,13 @@ def test_streams_have_sessions_of_their_own(make_stream: MakeStream, backend: Sh
     assert other.crop("s0", 0) == other.close(["s0"])
     one.end()
     other.end()
+
+
+def test_another_batch_under_an_old_step_id_is_no_repeat(stream: Stream) -> None:
+    stream.open([OpenSession("s0", 0)])
+    hidden = stream.step(first(1, ids(4), end=2)).hidden
+    with pytest.raises(StepOrderError, match="above the last"):
+        stream.step(first(1, ids(4, seed=9), end=2))
+    stream.step(later(1, 2, hidden))
+    with pytest.raises(StepOrderError, match="no batch"):
+        stream.step(later(1, 2, hidden * 2))

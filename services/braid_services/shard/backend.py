@@ -19,7 +19,8 @@ from braid_rpc.errors import ContextLengthError, InvalidRequestError, Unsupporte
 from braid_services.shard import fingerprint, loading, parity
 from braid_services.shard.cache import CachePool
 from braid_services.shard.config import ShardConfig
-from braid_services.shard.spans import SpanForward, SpanModel
+from braid_services.shard.forward import SpanForward
+from braid_services.shard.spans import SpanModel
 from braid_services.shard.stream import ShardStream
 
 

@@ -23,9 +23,10 @@ from braid_rpc.errors import (
     StepOrderError,
     UnsupportedModelError,
 )
-from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention, WholeSequences
+from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention
 
 _NO_STOP = -1
+_ATTENTION_KEY = "_attn_implementation_internal"
 
 
 class SpanModel:
@@ -54,21 +55,23 @@ class SpanModel:
         self._configs = _attention_configs(model)
         model.eval()
         model.requires_grad_(False)
-        for layer_idx, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(_pause_before(layer_idx), with_kwargs=True)
         head.register_forward_pre_hook(_pick_logit_rows)
 
     @contextmanager
     def attention(self, implementation: str) -> Iterator[None]:
         """Use an attention implementation within the block. The caller holds ``lock``."""
-        before = [config.__dict__["_attn_implementation_internal"] for config in self._configs]
-        for config in self._configs:
-            config.__dict__["_attn_implementation_internal"] = implementation
+        before = self.set_attention(implementation)
         try:
             yield
         finally:
-            for config, name in zip(self._configs, before, strict=True):
-                config.__dict__["_attn_implementation_internal"] = name
+            self.set_attention(before)
+
+    def set_attention(self, implementation: str) -> str:
+        """Use an attention implementation from now on; returns the one before. The caller holds ``lock``."""
+        before: str = self._configs[0][_ATTENTION_KEY]
+        for config in self._configs:
+            config[_ATTENTION_KEY] = implementation
+        return before
 
 
 class SpanRun(greenlet):  # type: ignore[misc]
@@ -136,9 +139,19 @@ class SpanRun(greenlet):  # type: ignore[misc]
             raise ConflictError(
                 "a span run was started on another thread; one caller's steps stay on one thread"
             )
-        with self._model.attention(PACKED_ATTENTION):
-            self.parent = getcurrent()
+        self.parent = getcurrent()
+        hook = None
+        if self.stop_layer != _NO_STOP:
+            # The hook is there only while it is wanted: a layer with hooks costs more to call.
+            layer = self._model.layers[self.stop_layer]
+            hook = layer.register_forward_pre_hook(_pause, with_kwargs=True)
+        before = self._model.set_attention(PACKED_ATTENTION)
+        try:
             return self.switch(hidden_TD)
+        finally:
+            self._model.set_attention(before)
+            if hook:
+                hook.remove()
 
 
 def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Tensor:
@@ -147,23 +160,19 @@ def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Ten
     return logits[0]
 
 
-def _pause_before(layer_idx: int) -> Any:
+def _pause(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The hook that suspends a run before a layer and goes on with whatever state comes back."""
-
-    def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = getcurrent()
-        if not isinstance(run, SpanRun) or run.stop_layer != layer_idx:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        caller = run.parent
-        del run  # no reference to the run from inside it, see SpanRun
-        given = caller.switch(hidden[0])
-        if given is None:
-            return None
-        given = given[None]
-        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
-
-    return pause
+    run = getcurrent()
+    if not isinstance(run, SpanRun):
+        return None
+    hidden = args[0] if args else kwargs["hidden_states"]
+    caller = run.parent
+    del run  # no reference to the run from inside it, see SpanRun
+    given = caller.switch(hidden[0])
+    if given is None:
+        return None
+    given = given[None]
+    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
 
 
 def _pick_logit_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -197,76 +206,14 @@ def find_layers(model: Any) -> nn.ModuleList:
     return lists[0]
 
 
-def _attention_configs(model: Any) -> list[Any]:
-    """All configuration objects that the model's layers read their attention implementation from."""
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    return [config for config in configs.values() if "_attn_implementation_internal" in config.__dict__]
+def _attention_configs(model: Any) -> list[dict[str, Any]]:
+    """The contents of all configurations that the model's layers read their attention implementation from.
 
-
-class SpanForward:
-    """A stateless forward over packed whole sequences, differentiable where gradients are enabled.
-
-    Made by `ShardBackend.forward`; used on one thread. Gradients flow from the logits to injected states; the
-    model's own parameters get none.
+    Written to directly: this happens twice per span, and a configuration's own setter costs more than a layer's
+    arithmetic on one token of a small model.
     """
-
-    def __init__(
-        self,
-        model: SpanModel,
-        token_ids_T: Tensor,
-        lengths: Sequence[int],
-        logit_rows: Sequence[int] | None = None,
-    ) -> None:
-        num_rows = check_packed(token_ids_T, lengths, model.input_vocab)
-        if logit_rows is not None and not all(0 <= row < num_rows for row in logit_rows):
-            raise InvalidRequestError(f"logit_rows: got {list(logit_rows)}, expected rows of [0, {num_rows})")
-        device = model.device
-        positions_T = torch.cat([torch.arange(length, device=device) for length in lengths])
-        rows = None if logit_rows is None else torch.tensor(list(logit_rows), dtype=torch.long, device=device)
-        self._model = model
-        self._num_rows = num_rows
-        self._run = SpanRun(model, token_ids_T.to(device), positions_T, rows, WholeSequences(list(lengths)))
-        self._given: Tensor | None = None
-
-    def run_to(self, layer: int) -> Tensor:
-        """The states (T, D) entering ``layer``, without changing those so far."""
-        return self._advance(layer, self._given)
-
-    def resume(self, hidden_TD: Tensor, layer: int) -> Tensor:
-        """Put ``hidden_TD`` in place of the present states, then run to ``layer``: (T, D)."""
-        return self._advance(layer, self._checked(hidden_TD))
-
-    def finish(self, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run to the end, from ``hidden_TD`` if given: the head's input (R, D) and the logits (R, V)."""
-        hidden_TD = self._given if hidden_TD is None else self._checked(hidden_TD)
-        self._refuse_if_done()
-        self._given = None
-        with self._model.lock:
-            return self._run.finish(hidden_TD)
-
-    def _advance(self, layer: int, hidden_TD: Tensor | None) -> Tensor:
-        self._refuse_if_done()
-        if not self._run.layer <= layer < self._model.num_layers:
-            raise StepOrderError(
-                f"layer: got {layer}, expected one of [{self._run.layer}, {self._model.num_layers}); "
-                "finish() runs the last span"
-            )
-        with self._model.lock:
-            self._given = self._run.advance(layer, hidden_TD)
-        return self._given
-
-    def _refuse_if_done(self) -> None:
-        if self._run.is_done:
-            raise StepOrderError("the forward has been finished; start another one")
-
-    def _checked(self, hidden_TD: Tensor) -> Tensor:
-        if self._given is None:
-            raise StepOrderError("no states to replace yet: run_to() a layer first")
-        if hidden_TD.shape != (self._num_rows, self._model.width):
-            raise ShapeMismatchError(
-                f"hidden: got {tuple(hidden_TD.shape)}, expected {(self._num_rows, self._model.width)}"
-            )
-        return hidden_TD.to(device=self._model.device, dtype=self._model.dtype)
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return [vars(config) for config in configs.values() if _ATTENTION_KEY in vars(config)]
 
 
 def check_packed(token_ids_T: Tensor, lengths: Sequence[int], vocab_size: int) -> int:
