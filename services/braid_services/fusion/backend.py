@@ -10,11 +10,9 @@ from pathlib import Path
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_rpc.errors import ConflictError
-from braid_services.fusion.metrics import PointMetrics, RunningMetrics
+from braid_services.fusion.metrics import READOUT_PLACE, PointMetrics, RunningMetrics
 from braid_services.fusion.stream import FusionStream
 from braid_services.fusion.versions import VersionInfo, Versions
-
-READOUT_PLACE = "readout"
 
 __all__ = ["FusionBackend", "FusionStatus", "FusionStream"]
 

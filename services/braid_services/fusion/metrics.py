@@ -11,6 +11,9 @@ from torch import Tensor
 SAMPLE_EVERY = 16
 """One call in so many computes its metrics; all rows are counted."""
 
+READOUT_PLACE = ""
+"""Where the readout is counted: no fusion point has an empty name."""
+
 
 @dataclass(frozen=True, slots=True)
 class PointMetrics:
@@ -61,4 +64,4 @@ class RunningMetrics:
         with self._lock:
             running = self._places.get(place, _Running())
             mean = {name: total / running.weights[name] for name, total in running.sums.items()}
-            return PointMetrics(place, strategy, running.rows, mean)
+            return PointMetrics(place or "readout", strategy, running.rows, mean)

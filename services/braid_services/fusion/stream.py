@@ -23,6 +23,7 @@ from braid_rpc.errors import (
     UnknownSessionError,
 )
 from braid_rpc.steps import Segment, Timings
+from braid_services.fusion.metrics import READOUT_PLACE
 from braid_services.fusion.sessions import FusionSession, fuse_by_stack, read_out_by_stack
 from braid_services.fusion.translation import translated
 
@@ -148,12 +149,12 @@ class FusionStream:
             )
         stacks = [self._session(session_id).stack for session_id in session_ids]
         metrics = self._backend.running_metrics
-        want_metrics = metrics.count("readout", len(stacks))
+        want_metrics = metrics.count(READOUT_PLACE, len(stacks))
         try:
             with torch.inference_mode():
                 log_weights_RS = read_out_by_stack(stacks, hidden, features)
                 if want_metrics:
-                    metrics.add("readout", self._readout_metrics(log_weights_RS.exp()), len(stacks))
+                    metrics.add(READOUT_PLACE, self._readout_metrics(log_weights_RS.exp()), len(stacks))
         except FusionError as error:
             raise translated(error) from error
         return log_weights_RS
