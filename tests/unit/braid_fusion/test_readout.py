@@ -15,7 +15,9 @@ from braid_fusion.stack import FusionStack
 ROUNDING = 1e-5
 
 
-def _logits(num_rows: int = 4, vocabulary: int = 11, shards: int = 3, scale: float = 3.0) -> list[torch.Tensor]:
+def _logits(
+    num_rows: int = 4, vocabulary: int = 11, shards: int = 3, scale: float = 3.0
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(num_rows, vocabulary, generator=generator) * scale for _ in range(shards)]
 
@@ -24,7 +26,9 @@ def test_mixing_is_of_probabilities() -> None:
     logits = _logits()
     weights = torch.tensor([[0.2, 0.5, 0.3]]).expand(4, -1)
     expected = sum(w * shard.softmax(-1) for w, shard in zip((0.2, 0.5, 0.3), logits, strict=True))
-    torch.testing.assert_close(mix_logits(logits, weights.log()).exp(), expected, atol=ROUNDING, rtol=ROUNDING)
+    torch.testing.assert_close(
+        mix_logits(logits, weights.log()).exp(), expected, atol=ROUNDING, rtol=ROUNDING
+    )
 
 
 def test_all_weight_on_one_shard_gives_its_own_probabilities() -> None:

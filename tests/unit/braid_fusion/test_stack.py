@@ -44,7 +44,9 @@ def test_no_receivers_in_the_plan_means_all(make_plan, states) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["weighted", "router", "mlp", "attention"])
-def test_a_plan_gives_the_same_numbers_each_time_and_leaves_the_global_generator_alone(make_plan, strategy) -> None:
+def test_a_plan_gives_the_same_numbers_each_time_and_leaves_the_global_generator_alone(
+    make_plan, strategy
+) -> None:
     plan = make_plan(strategy, readout="gate", num_points=2)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -171,7 +173,9 @@ def test_a_plan_as_a_whole_is_checked(make_plan) -> None:
 
 def test_states_of_another_shape_are_refused_by_name(make_plan, states) -> None:
     stack = FusionStack(make_plan())
-    with pytest.raises(FusionShapeError, match=r"'prose.v2': got torch.float32 \(4, 8\), expected floats \(5, 8\)"):
+    with pytest.raises(
+        FusionShapeError, match=r"'prose.v2': got torch.float32 \(4, 8\), expected floats \(5, 8\)"
+    ):
         stack.fuse(0, [states(5)[0], states(4)[1], states(5)[2]], WHOLE)
     with pytest.raises(FusionShapeError, match="got 2 states, expected one per shard: 3"):
         stack.fuse(0, states(5)[:2], WHOLE)

@@ -61,7 +61,9 @@ def test_other_shards_are_refused_field_by_field_with_both_sides(saved) -> None:
 
 def test_another_point_is_refused(saved, make_plan) -> None:
     _, folder = saved
-    with pytest.raises(WeightMismatch, match=r"points\[1\]\.name: the weights have '2', this braid has 'nothing'"):
+    with pytest.raises(
+        WeightMismatch, match=r"points\[1\]\.name: the weights have '2', this braid has 'nothing'"
+    ):
         load_stack(make_plan("attention", readout="gate"), folder)
     with pytest.raises(WeightMismatch, match=r"strategy: the weights have 'attention', this braid has 'mlp'"):
         load_stack(make_plan("mlp", readout="gate", num_points=2), folder)
