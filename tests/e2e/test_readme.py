@@ -1,0 +1,196 @@
+"""What the README and docs/ show of HTTP, gRPC and Python works as it stands there, on the demo's own braid.
+
+Only the ports differ: the service takes free ones. `serve run` has its own test; here the parts are plain processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docblocks import REPOSITORY, CodeBlock, code_blocks
+from rich.console import Console
+
+from braid_orchestrator.demo.build import build_demo
+from braid_rpc import BraidClient
+
+README, HTTP, FUSION = (
+    REPOSITORY / "README.md",
+    REPOSITORY / "docs" / "http.md",
+    REPOSITORY / "docs" / "fusion.md",
+)
+HTTP_ADDRESS, GRPC_ADDRESS = "127.0.0.1:8000", "127.0.0.1:9000"
+READY_S, STOP_S, COMMAND_S = 240.0, 60.0, 120.0
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where it answers, and the folder in which a reader would sit."""
+
+    folder: Path
+    http: str
+    grpc: str
+
+    def curl(self, block: CodeBlock) -> str:
+        """The output of a block of shell commands."""
+        if shutil.which("curl") is None:
+            pytest.skip("needs curl, which is not installed")
+        command = block.substituted({HTTP_ADDRESS: self.http}).code
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+        assert done.returncode == 0, f"{block.where}: {done.stderr}"
+        return done.stdout
+
+    def client(self) -> BraidClient:
+        return BraidClient(self.grpc)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Laid out as the repository's root, with the demo's models in it."""
+    folder = tmp_path_factory.mktemp("root")
+    build_demo(folder / ".braid" / "demo", Console(stderr=True), quick=True)
+    (folder / "deploy").mkdir()
+    text = (REPOSITORY / "deploy" / "braid.yaml").read_text(encoding="utf-8")
+    for port in ("port: 8000", "port: 9000"):
+        assert text.count(port) == 1
+        text = text.replace(port, "port: 0")
+    (folder / "deploy" / "braid.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    """The README's `braid serve` over the README's file."""
+    braid = Path(sys.executable).with_name("braid")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAID_")}
+    log = folder / "serve.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [braid, "serve", "--config", "deploy/braid.yaml"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        # A process that hangs is ended, which ends its output too.
+        watchdog = threading.Timer(READY_S, process.kill)
+        watchdog.start()
+        line = process.stdout.readline() if process.stdout else ""
+        watchdog.cancel()
+        found = re.match(r"braid 'demo' is ready: http://(\S+) .*gRPC at (\S+)$", line)
+        assert found, f"not ready: {line!r}\n{log.read_text(errors='replace')[-3000:]}"
+        yield Service(folder, found[1], found[2])
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 0, log.read_text(errors="replace")[-3000:]
+
+
+def block(path: Path, heading: str, language: str) -> CodeBlock:
+    (found,) = [block for block in code_blocks(path, language) if block.heading == heading]
+    return found
+
+
+def test_http_as_the_readme_shows_it(service: Service) -> None:
+    answer = json.loads(service.curl(block(README, "HTTP", "bash")))
+    assert answer["usage"]["completion_tokens"] == len(answer["tokens"]) <= 24
+    assert answer["text"].startswith("".join(token["text"] for token in answer["tokens"]))
+    assert answer["weights_version"] not in ("", "untrained")
+    for token in answer["tokens"]:
+        assert set(token["weights"]) == {"code", "prose"}
+        assert sum(token["weights"].values()) == pytest.approx(1.0, abs=1e-4)  # float32
+    with service.client() as client:
+        same = client.generate("def read(self, size):", max_tokens=24, temperature=0)
+    assert (same.text, same.finish_reason) == (answer["text"], answer["finish_reason"])
+
+
+def test_grpc_as_the_readme_shows_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    block(README, "gRPC", "python").substituted({GRPC_ADDRESS: service.grpc}).run(namespace)
+    shown = capsys.readouterr().out
+    with (
+        service.client() as client,
+        client.stream("The with statement is used to", max_tokens=24, temperature=0) as events,
+    ):
+        text = "".join(getattr(event, "text", "") for event in events)
+    assert text and shown == f"{text} {namespace['answer'].weights}\n"
+
+
+def test_python_as_the_readme_shows_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    block(README, "Python", "python").run({})
+    assert capsys.readouterr().out.strip()
+
+
+def test_generate_and_its_stream_as_the_documentation_shows_them(service: Service) -> None:
+    answer = json.loads(service.curl(block(HTTP, "Generate", "bash")))
+    shown = json.loads(block(HTTP, "Generate", "json").code)
+    assert list(answer) == list(shown)
+    assert [list(token) for token in answer["tokens"]] == [list(token) for token in shown["tokens"]]
+    events = re.findall(r"event: (\w+)\ndata: (.+)\n\n", service.curl(block(HTTP, "Streaming", "bash")))
+    shown_events = re.findall(r"event: (\w+)\ndata: (.+)\n", block(HTTP, "Streaming", "").code)
+    assert [name for name, _ in events] == [name for name, _ in shown_events]
+
+
+def test_the_other_routes_as_the_documentation_shows_them(service: Service) -> None:
+    score = json.loads(service.curl(block(HTTP, "Score", "bash")))
+    assert score["model"] == "code" and score["bits_per_byte"] > 0
+    completion = json.loads(service.curl(block(HTTP, "Completions", "bash")))
+    assert completion["usage"]["completion_tokens"] <= 16 and completion["choices"][0]["text"]
+    refused = json.loads(service.curl(block(HTTP, "Errors", "bash")))
+    assert refused == json.loads(block(HTTP, "Errors", "json").code)
+
+
+def test_the_python_clients_as_the_documentation_shows_them(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocking, asynchronous = (found for found in code_blocks(HTTP, "python") if found.heading == "gRPC")
+    namespace: dict[str, Any] = {}
+    blocking.substituted({GRPC_ADDRESS: service.grpc}).run(namespace)
+    shown = capsys.readouterr().out
+    assert shown.startswith("demo ['code', 'prose']") and "InvalidRequestError prompt:" in shown
+    asynchronous.substituted({GRPC_ADDRESS: service.grpc}).run({})
+    with service.client() as client:
+        answers = [
+            client.generate(prompt, max_tokens=8, temperature=0).text
+            for prompt in ("import os", "The import statement")
+        ]
+    assert capsys.readouterr().out == f"{answers}\n"
+
+
+def test_a_version_is_activated_without_a_restart_as_the_documentation_shows_it(service: Service) -> None:
+    with service.client() as client:
+        before = client.describe().weights_version
+        answer = json.loads(service.curl(block(FUSION, "Versions of the weights", "bash")))
+        assert answer == {"active": "untrained"}
+        assert client.generate("import os", max_tokens=1).weights_version == "untrained"
+    activate = block(FUSION, "Versions of the weights", "bash").substituted({'"untrained"': f'"{before}"'})
+    assert json.loads(service.curl(activate)) == {"active": before}
