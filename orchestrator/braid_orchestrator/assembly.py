@@ -20,6 +20,9 @@ from braid_services.shard.backend import ShardBackend
 
 Resolver = Callable[[], str]
 
+# Beyond it, reading the fusion modules' weights costs more of a decode step than it gains.
+_RESIDUAL_WIDTH = 256
+
 
 def assemble_local(config: BraidConfig, backends: Sequence[ShardBackend] | None = None) -> BraidService:
     """Everything in this process. ``backends`` are used instead of loading the configured models, if given.
@@ -118,11 +121,17 @@ def _resolve_point(index: int, point: PointConfig, cards: Sequence[ShardCard], a
         name=point.name or str(layers[anchor]),
         layers=layers,
         strategy=point.strategy,
-        fusion_width=point.fusion_width or min(card.width for card in cards),
+        fusion_width=point.fusion_width or _default_width(point, cards),
         injection=point.injection,
         receivers=tuple(receivers),
         options=dict(point.options),
     )
+
+
+def _default_width(point: PointConfig, cards: Sequence[ShardCard]) -> int:
+    """A residual needs to say only what changes; what takes a state's place has to say it all."""
+    smallest = min(card.width for card in cards)
+    return smallest if point.injection == "replace" else min(smallest, _RESIDUAL_WIDTH)
 
 
 def _layer(key: str, point: PointConfig, card: ShardCard, anchor: ShardCard) -> int:
