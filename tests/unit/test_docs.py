@@ -126,12 +126,13 @@ def _slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+CONFIGURED: dict[str, type[BaseModel]] = {"The braid": BraidModel, **SECTIONS}
+
+
 # --- configuration ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("heading", "model"), [("The braid", BraidModel), *SECTIONS.items()], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("heading", "model"), CONFIGURED.items(), ids=CONFIGURED)
 def test_every_configuration_key_is_documented_with_its_default(heading: str, model: type[BaseModel]) -> None:
     _check_fields(table_under(CONFIGURATION, heading).by_first_column(), model)
 
