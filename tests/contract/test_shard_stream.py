@@ -396,3 +396,16 @@ def test_another_batch_under_an_old_step_id_is_no_repeat(stream: Stream) -> None
     stream.step(later(1, 2, hidden))
     with pytest.raises(StepOrderError, match="no batch"):
         stream.step(later(1, 2, hidden * 2))
+
+
+def test_room_that_an_abandoned_batch_took_is_there_for_the_next(
+    stream: Stream, backend: ShardBackend
+) -> None:
+    stream.open([OpenSession("s0", 0), OpenSession("s1", 0)])
+    stream.open([OpenSession(f"s{i}", BLOCK * 10) for i in (2, 3, 4)])
+    stream.step(first(1, ids(32), end=2))
+    assert backend.card.cache_bytes_free == 2 * LAYERS * BLOCK_BYTES_PER_LAYER
+    segments = (Segment("s1", 0, 36),)
+    result = stream.step(first(2, ids(36), segments=segments))
+    assert result.cache_bytes_free == LAYERS * BLOCK_BYTES_PER_LAYER
+    assert close_to(result.logits, plain(backend, ids(36))[[35]])
