@@ -142,14 +142,15 @@ def _reads_as_prose(text: str) -> bool:
     return len(words) >= 4 and sum(map(len, words)) > 0.45 * len(text)
 
 
-def read_corpus(stdlib: Path | None = None) -> Corpus:
+def read_corpus(stdlib: Path | None = None, *, share: float = 1.0) -> Corpus:
     """Read the installation's text: a few seconds. The same installation always gives the same corpus.
 
     Args:
         stdlib: folder of the standard library; None: that of the running interpreter.
+        share: of the files, about; the same ones each time.
     """
     folder = stdlib if stdlib is not None else Path(sysconfig.get_path("stdlib"))
-    documents = [*_module_documents(folder), *_topic_documents(), *_text_file_documents(folder)]
+    documents = [*_module_documents(folder, share), *_topic_documents(share), *_text_file_documents(folder)]
     documents.sort(key=lambda document: (document.kind, document.source))
     by_split: dict[Split, list[Document]] = {split: [] for split in SPLIT_PERCENT}
     for document in documents:
@@ -159,10 +160,10 @@ def read_corpus(stdlib: Path | None = None) -> Corpus:
     return Corpus(**kept)
 
 
-def _module_documents(folder: Path) -> Iterator[Document]:
+def _module_documents(folder: Path, share: float) -> Iterator[Document]:
     for path in sorted(folder.rglob("*.py")):
         relative = path.relative_to(folder)
-        if _is_excluded(relative):
+        if _is_excluded(relative) or not _is_in_share(relative.as_posix(), share):
             continue
         try:
             with tokenize.open(path) as file:
@@ -173,20 +174,26 @@ def _module_documents(folder: Path) -> Iterator[Document]:
         yield Document(relative.as_posix(), "prose", prose)
 
 
+def _is_in_share(source: str, share: float) -> bool:
+    return share >= 1.0 or hashlib.sha256(source.encode()).digest()[4] < share * 256
+
+
 def _is_excluded(relative: Path) -> bool:
     return any(
         part in EXCLUDED_FOLDERS or part.startswith(("config-3", "_sysconfigdata")) for part in relative.parts
     )
 
 
-def _topic_documents() -> Iterator[Document]:
+def _topic_documents(share: float) -> Iterator[Document]:
     """The language reference that `help()` shows; some distributions leave it out."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         return
     for name, text in sorted(topics.items()):
-        yield Document(f"pydoc_data/topics/{name}", "prose", text.strip("\n") + "\n")
+        source = f"pydoc_data/topics/{name}"
+        if _is_in_share(source, share):
+            yield Document(source, "prose", text.strip("\n") + "\n")
 
 
 def _text_file_documents(folder: Path) -> Iterator[Document]:

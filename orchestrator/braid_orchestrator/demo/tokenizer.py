@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 EOS_TOKEN = "<|endoftext|>"
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, max_chars: int | None = None) -> Tokenizer:
-    """Byte-level BPE over the texts; token 0 ends a text.
+def train_tokenizer(kinds: Sequence[Sequence[str]], vocab_size: int, max_chars: int) -> Tokenizer:
+    """Byte-level BPE over several kinds of text; token 0 ends a text.
 
     Args:
-        max_chars: take about that much, spread evenly over the texts; None: everything.
+        kinds: the texts of each kind.
+        max_chars: about so much is read, of each kind the same, spread evenly over its texts.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -26,13 +27,14 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_chars: int | None
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(texts, max_chars), trainer=trainer)
+    samples = (text for texts in kinds for text in _sample(texts, max_chars // len(kinds)))
+    tokenizer.train_from_iterator(samples, trainer=trainer)
     return tokenizer
 
 
-def _sample(texts: Sequence[str], max_chars: int | None) -> Iterator[str]:
-    total = sum(map(len, texts))
-    share = 1.0 if max_chars is None or total <= max_chars else max_chars / total
+def _sample(texts: Sequence[str], max_chars: int) -> Iterator[str]:
+    """The beginning of every text, the same share of each."""
+    share = min(1.0, max_chars / max(1, sum(map(len, texts))))
     for text in texts:
         yield text[: max(1, int(len(text) * share))]
 
@@ -51,6 +53,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> list[int]:
     """All texts one after the other, each followed by the end-of-text token."""
     eos = tokenizer.token_to_id(EOS_TOKEN)
+    if eos is None:
+        raise ValueError(f"tokenizer: has no token {EOS_TOKEN!r}, expected one that `train_tokenizer` made")
     ids: list[int] = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         ids.extend(encoding.ids)
