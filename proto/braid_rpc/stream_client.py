@@ -68,7 +68,7 @@ class StreamClient(Generic[RequestT, ReplyT]):
         self._use = threading.Lock()
         self._parse = self._reply_type.FromString
         # Also when nobody closes it: the peer must not keep sessions for a client that was dropped.
-        self._release = weakref.finalize(self, _release, self._transport, self.channel)
+        self._release = weakref.finalize(self, _release, self._transport, self.channel, self._use)
         watchdog.watch(self._transport)
 
     @property
@@ -151,9 +151,7 @@ class StreamClient(Generic[RequestT, ReplyT]):
         """End the stream and the connection; the peer frees the sessions. May be called more than once, and
         from another thread: whoever waits gets UnavailableError."""
         self._break("closed by this side")
-        self._transport.cancel()
-        with self._use:
-            self._release()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -187,11 +185,13 @@ class StreamClient(Generic[RequestT, ReplyT]):
         return reason
 
 
-def _release(transport: Transport, channel: grpc.Channel) -> None:
+def _release(transport: Transport, channel: grpc.Channel, use: threading.Lock) -> None:
     transport.cancel()
-    transport.drain()
     watchdog.forget(transport)
-    channel.close()
+    # A thread that waits for a reply is woken by the cancellation and must be done with the stream first.
+    with use:
+        transport.drain()
+        channel.close()
 
 
 class ShardStreamClient(StreamClient[shard_pb2.ShardRequest, shard_pb2.ShardReply]):
