@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 import tempfile
@@ -20,11 +19,11 @@ from braid_orchestrator.grpc_servicer import BraidServer
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.metrics import MeteredService
 from braid_orchestrator.processes import ProcessSpec, Supervisor
+from braid_orchestrator.signals import STOP_SIGNALS, ended_by_signals
 from braid_rpc.errors import ConflictError
 
 _log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long streams may go on after the signal to stop.
 DRAIN_S = 5
 
@@ -72,7 +71,7 @@ def serve_plain(
     from braid_orchestrator.assembly import assemble_remote
 
     with (
-        _ended_by_signals(),
+        ended_by_signals(),
         _listen(endpoints) as http_socket,
         tempfile.TemporaryDirectory(prefix="braid-") as folder,
     ):
@@ -122,21 +121,6 @@ class _QuietServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """While starting, SIGTERM unwinds the stack as Ctrl-C does, so that no child outlives this process."""
-
-    def unwind(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, unwind) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.text import Text
 
 from braid_orchestrator.cli.console import err, out, print_json
 from braid_orchestrator.cli.options import ConfigOption, JsonOption
 
+if TYPE_CHECKING:
+    from braid_orchestrator.http.native_schemas import GenerateOut
+
+FOLDER = Path(".braid/demo")
 PROMPT = '''def read_lines(path):
-    """Read the file and return'''
+    """Open the file and return a list of'''
 
 
 def demo(
     config: ConfigOption = Path("deploy/braid.yaml"),
-    folder: Annotated[Path, typer.Option(help="Where the models are built and kept.")] = Path(".braid/demo"),
     prompt: Annotated[str, typer.Option(help="What the braid goes on with.")] = PROMPT,
-    max_tokens: Annotated[int, typer.Option()] = 64,
+    max_tokens: Annotated[int, typer.Option()] = 80,
     build_only: Annotated[
         bool, typer.Option("--build-only", help="Build the models, serve nothing.")
     ] = False,
@@ -42,51 +46,63 @@ def demo(
 
     - `braid demo --build-only`
     """
-    from braid_orchestrator.cli.asking import HttpBraid
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would break into ours
     from braid_orchestrator.cli.demo_service import running_service
-    from braid_orchestrator.config_schema import load_endpoints
+    from braid_orchestrator.config_schema import load_braid_config, load_endpoints
     from braid_orchestrator.demo.build import build_demo
+    from braid_orchestrator.demo.table import bits_per_byte_table, gain_over_best_shard, share_table
+    from braid_orchestrator.signals import ended_by_signals
+
+    braid = load_braid_config(config, os.environ)
+    endpoints = load_endpoints(config)
+    built = build_demo(FOLDER, err, quick, config=braid)
+    if built.cached:
+        err.print(f"the demo's models are in {FOLDER} already", highlight=False)
+    if build_only:
+        return
+    with ended_by_signals(), running_service(config, endpoints, FOLDER / "serve.log", plain=plain):
+        url = f"http://127.0.0.1:{endpoints.http_port}"
+        answer = _ask(url, prompt, max_tokens, show=not json)
+    if json:
+        print_json(built.to_dict() | {"completion": answer.model_dump(exclude_unset=True)})
+        return
+    figures = built.bits_per_byte
+    out.print(share_table(answer.weights))
+    out.print()
+    out.print(bits_per_byte_table(figures))
+    shards = [shard.name for shard in braid.shards]
+    for text in figures[shards[0]]:
+        gain = gain_over_best_shard(figures, shards, text)
+        out.print(
+            f"on {text}: {abs(gain):.1%} {'fewer' if gain > 0 else 'more'} bits than the best model alone"
+        )
+
+
+def _ask(url: str, prompt: str, max_tokens: int, *, show: bool) -> GenerateOut:
+    """Stream a completion over HTTP, each token in the colour of the shard that had most in it."""
+    from braid_orchestrator.cli.asking import HttpBraid
+    from braid_orchestrator.demo.table import coloured_tokens
     from braid_orchestrator.http.answers import answer
     from braid_orchestrator.http.collecting import Collector
     from braid_orchestrator.requests import ChoiceFinished, GenerateRequest, SamplingOptions, TokenEvent
 
-    figures = build_demo(folder, err, quick=quick)
-    if build_only:
-        return
-    endpoints = load_endpoints(config)
-    with running_service(config, endpoints, folder / "serve.log", plain=plain):
-        braid = HttpBraid(f"http://127.0.0.1:{endpoints.http_port}")
-        collector = Collector(1)
-        sampling = SamplingOptions(max_tokens=max_tokens, temperature=0.7, top_p=0.95, seed=7)
-        show = not json
-        if show:
-            out.rule("the braid, over HTTP")
-            out.print(prompt, end="", style="dim", highlight=False, markup=False)
-        try:
-            for event in braid.stream(GenerateRequest(prompt, sampling), None):
-                collector.add(event)
-                if show and isinstance(event, TokenEvent | ChoiceFinished):
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
-        finally:
-            braid.close()
-    result = answer(collector.result(), braid.model)
-    if json:
-        print_json({"bits_per_byte": figures, "completion": result.model_dump()})
-        return
-    sys.stdout.write("\n")
-    out.rule()
-    out.print(_table(figures))
-    out.print(_shares(result.weights))
-
-
-def _table(figures: object) -> Table:
-    table = Table(title="bits per byte on held-out text (lower is better)")
-    return table
-
-
-def _shares(weights: dict[str, float]) -> Table:
-    table = Table("shard", "share in the completion", title="what each shard contributed")
-    for shard, weight in weights.items():
-        table.add_row(shard, f"{weight:6.1%}")
-    return table
+    request = GenerateRequest(
+        prompt, SamplingOptions(max_tokens=max_tokens, temperature=0.7, top_p=0.95, seed=7)
+    )
+    collector = Collector(1)
+    braid = HttpBraid(url)
+    if show:
+        out.rule(f"POST {escape(url)}/generate, streamed")
+        out.print(Text(prompt, "dim"), end="")
+    try:
+        for event in braid.stream(request, None):
+            collector.add(event)
+            if show and isinstance(event, TokenEvent):
+                out.print(coloured_tokens([(event.text, event.weights)]), end="", soft_wrap=True)
+            elif show and isinstance(event, ChoiceFinished):
+                out.print(Text(event.text), soft_wrap=True)
+    finally:
+        braid.close()
+    if show:
+        out.rule()
+    return answer(collector.result(), braid.model)

@@ -33,7 +33,8 @@ def running_service(config: Path, endpoints: Endpoints, log: Path, *, plain: boo
         _check_free(port)
     command = _plain_command(config) if plain else _ray_command(config)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    # A cluster of its own unless told otherwise, and no statistics sent anywhere.
+    environment = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
