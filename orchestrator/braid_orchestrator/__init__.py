@@ -1,1 +1,25 @@
-"""The orchestrator: drives shards in lock step, fuses their states, and answers users."""
+"""The orchestrator: drives shards in lock step, fuses their states, and answers users.
+
+In process: ``from braid_orchestrator import BraidedLLM, ModelWrapper``. They are fetched on first use, so that
+importing the configuration alone needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from braid_orchestrator.braided import BraidedLLM
+    from braid_orchestrator.fusion_training import train_fusion_layers
+    from braid_orchestrator.model_wrapper import ModelWrapper
+
+__all__ = ["BraidedLLM", "ModelWrapper", "train_fusion_layers"]
+
+_HOME = {"BraidedLLM": "braided", "ModelWrapper": "model_wrapper", "train_fusion_layers": "fusion_training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

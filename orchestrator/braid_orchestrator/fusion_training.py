@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,12 +18,16 @@ from braid_fusion.training import (
     OptimiserConfig,
     Progress,
     ScheduleConfig,
+    TokenWindows,
     Trainer,
     TrainingConfig,
     TrainingRecord,
 )
 from braid_orchestrator.whole_text import run_whole
 from braid_services.shard.backend import ShardBackend
+
+if TYPE_CHECKING:
+    from braid_orchestrator.braided import BraidedLLM
 
 
 def fusion_training_config(
@@ -77,3 +83,34 @@ def train_fusion(
         log_path=log_path,
     )
     return trainer.run()
+
+
+def train_fusion_layers(
+    braided: BraidedLLM,
+    texts: Sequence[str],
+    *,
+    num_steps: int = 200,
+    learning_rate: float = 3e-3,
+    window: int = 128,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingRecord:
+    """Train a braid's fusion modules and readout on texts, in place.
+
+    Args:
+        texts: must together have more than ``window`` tokens.
+        window: tokens that are predicted at once, in each of ``batch_size`` texts per step.
+
+    Raises: ValueError for too little text or nothing to train; TrainingDivergedError, ContextLengthError.
+    """
+    anchor = braided.backends[braided.plan.anchor]
+    batches = TokenWindows(encode_texts(anchor, texts), window, batch_size, seed)
+    config = fusion_training_config(num_steps, learning_rate=learning_rate)
+    return train_fusion(braided.backends, braided.stack, batches, config, on_progress=on_progress)
+
+
+def encode_texts(backend: ShardBackend, texts: Sequence[str]) -> Tensor:
+    """(N,) token ids of all texts one after the other, each followed by the end-of-text token if there is one."""
+    end = list(backend.card.eos_token_ids[:1])
+    return torch.tensor([token_id for text in texts for token_id in (*backend.tokenize(text)[0], *end)])

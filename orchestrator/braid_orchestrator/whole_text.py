@@ -66,10 +66,13 @@ def run_whole(
     walkers = [
         _Walker(run, keep_states=keep_anchor_states and s == plan.anchor) for s, run in enumerate(runs)
     ]
+    device = next((parameter.device for parameter in stack.parameters()), token_ids_T.device)
     context = FusionContext.whole(lengths, want_metrics=want_metrics)
     metrics: dict[str, Tensor] = {}
     for point in plan.points:
-        states = [walker.walk_to(layer) for walker, layer in zip(walkers, point.layers, strict=True)]
+        states = [
+            walker.walk_to(layer).to(device) for walker, layer in zip(walkers, point.layers, strict=True)
+        ]
         output = stack.fuse(point.name, states, context)
         metrics.update({f"{point.name}/{name}": value for name, value in output.metrics.items()})
         for walker, injected in zip(walkers, output.states, strict=True):
@@ -82,12 +85,12 @@ def run_whole(
     for walker, asked in zip(walkers, reads_out, strict=True):
         if asked:
             head_input_RD, logits_RV = walker.finish()
-            hidden.append(head_input_RD)
-            logits.append(logits_RV)
+            hidden.append(head_input_RD.to(device))
+            logits.append(logits_RV.to(device))
     if keep_anchor_states:
         anchor.states.append(hidden[plan.anchor if all(reads_out) else 0])
     if plan.readout.kind == "anchor":
-        log_weights_RS = torch.full((logits[0].shape[0], len(backends)), -torch.inf)
+        log_weights_RS = logits[0].new_full((logits[0].shape[0], len(backends)), -torch.inf)
         log_weights_RS[:, plan.anchor] = 0.0
         log_probs: list[Tensor | None] = [None] * len(backends)
         log_probs[plan.anchor] = log_probabilities(logits[0])

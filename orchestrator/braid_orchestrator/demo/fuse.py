@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from braid_fusion.stack import FusionStack
 from braid_fusion.training import Progress, TokenWindows, TrainingRecord
 from braid_fusion.weights import save_stack
@@ -18,7 +15,7 @@ from braid_orchestrator.config import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
 from braid_orchestrator.demo.recipe import DemoRecipe
 from braid_orchestrator.evaluation import EncodedText, compare_braid, encode_windows
-from braid_orchestrator.fusion_training import fusion_training_config, train_fusion
+from braid_orchestrator.fusion_training import encode_texts, fusion_training_config, train_fusion
 from braid_services.shard.backend import ShardBackend
 
 WEIGHTS_VERSION = "v1"
@@ -63,7 +60,7 @@ def train_braid(
         num_chars=fusion.num_chars,
         seed=fusion.seed,
     )
-    tokens = _encode(braid.backends[0], texts)
+    tokens = encode_texts(braid.backends[0], texts)
     batches = TokenWindows(tokens, fusion.window, max(1, fusion.step_tokens // fusion.window), fusion.seed)
     record = train_fusion(
         braid.backends,
@@ -100,15 +97,6 @@ def compare_on_held_out(
     """Bits per byte of each shard alone, their average and the braid: ``result[who][text]``."""
     texts = held_out_texts(braid.backends[0], corpus, recipe)
     return compare_braid(braid.backends, braid.stack, texts, on_progress)
-
-
-def _encode(backend: ShardBackend, texts: Sequence[str]) -> Tensor:
-    eos = backend.card.eos_token_ids[0]
-    ids: list[int] = []
-    for text in texts:
-        ids += backend.tokenize(text)[0]
-        ids.append(eos)
-    return torch.tensor(ids)
 
 
 def _even_sample(texts: Sequence[str], num_chars: int) -> list[str]:
