@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +14,7 @@ import httpx
 import pytest
 import typer
 import yaml
+from braids import shaken_weights
 from docblocks import (
     DOCUMENTS,
     REPOSITORY,
@@ -32,7 +32,7 @@ from pydantic import BaseModel
 
 from braid_fusion.context import FusionContext
 from braid_fusion.row_cache import RowCache
-from braid_fusion.strategies import make_strategy, registry, strategy_names
+from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
 from braid_orchestrator.cli.main import app as command_line
 from braid_orchestrator.config_models import SECTIONS, BraidModel, parse_size
 from braid_orchestrator.config_schema import load_braid_config
@@ -50,7 +50,9 @@ from braid_orchestrator.requests import (
     TokenEvent,
 )
 from braid_rpc.errors import ERROR_TYPES, BraidError, ConfigError, InvalidRequestError
+from braid_services.fusion.backend import FusionBackend
 from braid_services.fusion.main import serve_fusion
+from braid_services.shard.backend import ShardBackend
 from braid_services.shard.main import serve_backend
 
 from .braid_orchestrator.fake_service import FakeService
@@ -260,22 +262,34 @@ def test_the_strategies_that_are_shown_work_in_pieces_as_on_the_whole(own_regist
 
 
 @pytest.fixture
-def two_models(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Folders to read instead of the demo's."""
-    yield {
-        ".braid/demo/code": str(save_tiny_model(tmp_path / "code", 1, num_layers=6)),
-        ".braid/demo/prose": str(save_tiny_model(tmp_path / "prose", 2, num_layers=5, width=48)),
-    }
-
-
-def test_the_training_loop_that_is_shown_lowers_the_loss(
-    two_models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Laid out as the repository's root with the demo built, but with tiny models and weights made up."""
+    shards = {"code": {"num_layers": 4}, "prose": {"num_layers": 6, "width": 48}}
+    for seed, (name, shape) in enumerate(shards.items()):
+        save_tiny_model(tmp_path / ".braid" / "demo" / name, seed, **shape)
+    (tmp_path / "deploy").symlink_to(DEPLOY.parent)
     monkeypatch.chdir(tmp_path)
+    config = load_braid_config(DEPLOY)
+    shaken_weights(
+        config, [ShardBackend.load(shard) for shard in config.shards], Path(str(config.fusion.weights))
+    )
+    return tmp_path
+
+
+def test_the_training_that_is_shown_lowers_the_loss_and_serves(own_registry: None, demo_folder: Path) -> None:
     namespace: dict[str, Any] = {}
-    for number, block in enumerate(blocks_under(FUSION, "Training")):
-        (block if number else block.substituted(two_models)).run(namespace)
+    first, exchange, for_the_service = blocks_under(FUSION, "Training")
+    first.run(namespace)
     assert namespace["losses"][-1] < namespace["losses"][0]
+    assert (demo_folder / "fusion_weights.pt").is_file()
+    exchange.run(namespace)
+    assert type(namespace["braided"].fusion_modules["3"].strategy) is RouterFusion
+    namespace["braided"].close()
+    for_the_service.run(namespace)
+    service = FusionBackend(".braid/demo/fusion")
+    service.prepare(namespace["braided"].plan)
+    assert [version.version for version in service.list_versions()] == ["untrained", "v3", "v2"]
+    assert service.active_version == "v2"
 
 
 # --- HTTP and gRPC ------------------------------------------------------------------------------------------
