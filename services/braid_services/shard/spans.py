@@ -7,7 +7,7 @@ the model's own code; a greenlet holds its forward still while others work. Know
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -140,18 +140,22 @@ class SpanRun(greenlet):  # type: ignore[misc]
                 "a span run was started on another thread; one caller's steps stay on one thread"
             )
         self.parent = getcurrent()
-        hook = None
+        model, stop = self._model, None
         if self.stop_layer != _NO_STOP:
-            # The hook is there only while it is wanted: a layer with hooks costs more to call.
-            layer = self._model.layers[self.stop_layer]
-            hook = layer.register_forward_pre_hook(_pause, with_kwargs=True)
-        before = self._model.set_attention(PACKED_ATTENTION)
+            # For as long as it is wanted, around the layer's forward: a module with hooks is slower to call.
+            layer = model.layers[self.stop_layer]
+            stop = vars(layer)
+            forward = stop.get("forward")
+            stop["forward"] = partial(_pause_before, layer.forward)
+        before = model.set_attention(PACKED_ATTENTION)
         try:
             return self.switch(hidden_TD)
         finally:
-            self._model.set_attention(before)
-            if hook:
-                hook.remove()
+            model.set_attention(before)
+            if stop is not None:
+                del stop["forward"]
+                if forward is not None:
+                    stop["forward"] = forward
 
 
 def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Tensor:
@@ -160,19 +164,17 @@ def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Ten
     return logits[0]
 
 
-def _pause(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The hook that suspends a run before a layer and goes on with whatever state comes back."""
-    run = getcurrent()
-    if not isinstance(run, SpanRun):
-        return None
+def _pause_before(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Suspend the run before a layer, then let the layer go on with whatever state comes back."""
+    if not isinstance(getcurrent(), SpanRun):
+        return forward(*args, **kwargs)
     hidden = args[0] if args else kwargs["hidden_states"]
-    caller = run.parent
-    del run  # no reference to the run from inside it, see SpanRun
-    given = caller.switch(hidden[0])
+    # No reference to the run may stay here while it is suspended, see SpanRun.
+    given = getcurrent().parent.switch(hidden[0])
     if given is None:
-        return None
+        return forward(*args, **kwargs)
     given = given[None]
-    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+    return forward(given, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": given})
 
 
 def _pick_logit_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:
