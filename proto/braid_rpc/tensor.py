@@ -126,9 +126,11 @@ def check_header(
     if shape is not None and extents != shape:
         _check_extents(what, extents, shape)
     num_bytes = math.prod(extents) * ITEM_BYTES[name]
-    if num_bytes > max_bytes:
+    # An extent of zero must not hide the others: arrays without elements have limits of their own.
+    claimed_bytes = num_bytes or math.prod(max(extent, 1) for extent in extents) * ITEM_BYTES[name]
+    if claimed_bytes > max_bytes:
         raise FrameError(
-            f"{what}: got {name} {extents}, which is {num_bytes} bytes, expected at most {max_bytes}"
+            f"{what}: got {name} {extents}, which is {claimed_bytes} bytes, expected at most {max_bytes}"
         )
     return code, extents, num_bytes
 

@@ -91,6 +91,13 @@ def test_a_huge_claim_is_refused_before_anything_is_allocated() -> None:
         decode_tensor(message, max_bytes=100)
 
 
+def test_a_huge_claim_cannot_hide_behind_an_extent_of_zero() -> None:
+    message = tensor_pb2.Tensor(dtype="DTYPE_FLOAT32", shape=[0, 2**31, 2**31], data=b"")
+    with pytest.raises(FrameError, match="expected at most"):
+        decode_tensor(message)
+    assert decode_tensor(encode_tensor(np.zeros((0, 768), np.float32))).shape == (0, 768)
+
+
 def test_the_shape_agreed_is_what_is_let_in() -> None:
     message = encode_tensor(np.zeros((3, 4), np.float32))
     assert decode_tensor(message, shape=(None, 4)).shape == (3, 4)
