@@ -24,6 +24,13 @@ from braid_rpc.calls import (
     next_pause,
 )
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
+from braid_rpc.completion_messages import (
+    card_from_proto,
+    event_from_proto,
+    generate_message,
+    score_from_proto,
+    score_message,
+)
 from braid_rpc.completions import (
     BraidCard,
     Completion,
@@ -31,12 +38,7 @@ from braid_rpc.completions import (
     GenerateOptions,
     Prompt,
     Score,
-    card_from_proto,
     collect,
-    event_from_proto,
-    generate_message,
-    score_from_proto,
-    score_message,
 )
 from braid_rpc.errors import BraidError
 from braid_rpc.handshake import check_protocol

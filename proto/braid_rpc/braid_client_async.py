@@ -18,6 +18,13 @@ import grpc.aio
 from braid_rpc.braid_client import DEFAULT_APPLICATION, Attempts, call_metadata
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary_async
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_aio_channel
+from braid_rpc.completion_messages import (
+    card_from_proto,
+    event_from_proto,
+    generate_message,
+    score_from_proto,
+    score_message,
+)
 from braid_rpc.completions import (
     BraidCard,
     Completion,
@@ -26,11 +33,6 @@ from braid_rpc.completions import (
     GenerateOptions,
     Prompt,
     Score,
-    card_from_proto,
-    event_from_proto,
-    generate_message,
-    score_from_proto,
-    score_message,
 )
 from braid_rpc.errors import RequestCancelledError
 from braid_rpc.handshake import check_protocol
