@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,10 +24,10 @@ from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnknownMod
 pytest.importorskip("ray")
 
 PROMPT = "the inner thread"
-READY_S, STOP_S = 180.0, 60.0
+READY_S, STOP_S = 300.0, 60.0
 SAMPLED = {"max_tokens": 24, "temperature": 0.9, "seed": 11, "ignore_eos": True}
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
@@ -63,7 +64,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=60.0, trust_env=False) as client:
+    with httpx.Client(base_url=service.url, timeout=180.0, trust_env=False) as client:
         yield client
 
 
@@ -147,6 +148,31 @@ def test_clients_that_hang_up_free_what_they_held(http: httpx.Client, grpc_clien
     with grpc_client.stream(PROMPT, max_tokens=230, ignore_eos=True) as events:
         next(iter(events))
     eventually(idle, 30.0, "nothing runs and all caches are free")
+
+
+def test_a_replica_that_is_killed_comes_back_and_no_token_changes(
+    service: Service, http: httpx.Client
+) -> None:
+    body = {"prompt": PROMPT, **SAMPLED, "max_tokens": 200}
+    expected = [token["id"] for token in http.post("/generate", json=body).json()["tokens"]]
+    [victim] = [
+        pid
+        for pid in service.program.pids()
+        if b"ServeReplica:braid:right" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    tokens: list[int] = []
+    with http.stream("POST", "/generate", json={**body, "stream": True}) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                data = json.loads(line.removeprefix("data: "))
+                assert "error" not in data, data
+                if "id" in data:
+                    tokens.append(data["id"])
+                if len(tokens) == 20 and victim:
+                    os.kill(victim, signal.SIGKILL)
+                    victim = 0
+    assert victim == 0
+    assert tokens == expected
 
 
 def test_ctrl_c_ends_everything(service: Service) -> None:
