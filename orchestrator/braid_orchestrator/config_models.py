@@ -155,7 +155,6 @@ class LimitsModel(_Model):
     request_timeout_s: Seconds = 600.0
     step_timeout_s: Seconds = 60.0
     recovery_timeout_s: Seconds = 20.0
-    recovery_timeout_s: Seconds = 20.0
 
 
 class BraidModel(_Model):
