@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
 from braid_rpc.errors import ConfigError
 
 PREFIX = "BRAID_"
