@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 
@@ -85,4 +86,4 @@ class BraidPlan:
     def spans(self, shard: int) -> tuple[tuple[int, int], ...]:
         """The spans of layers between the fusion points, for one shard: one more than there are points."""
         cuts = [0, *(point.layers[shard] for point in self.points), self.shards[shard].num_layers]
-        return tuple(zip(cuts[:-1], cuts[1:], strict=True))
+        return tuple(pairwise(cuts))

@@ -8,13 +8,15 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from braids import TRANSPORTS, braid_config, running, two_backends
+from braids import TRANSPORTS, braid_config, running, shaken_weights, two_backends
+from models import save_tiny_model
 
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config import LimitsConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.config import BraidConfig, FusionConfig, LimitsConfig, PointConfig, ReadoutConfig
 from braid_rpc.errors import ConfigError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
+from braid_services.shard.config import ShardConfig
 
 TEXT = "the other thing in there, 1234567890: a text of more than one chunk"
 LIMITS = LimitsConfig(
@@ -93,3 +95,27 @@ def test_shards_of_different_tokenizers_are_refused(backends: list[ShardBackend]
     cards = [backends[0].card, replace(backends[1].card, tokenizer_hash="another")]
     with pytest.raises(ConfigError, match="expected shards of one tokenizer"):
         resolve_plan(braid_config(), cards)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_shards_are_the_same_models_to_fusion_weights(tmp_path: Path, dtype: str) -> None:
+    folders = [save_tiny_model(tmp_path / str(seed), seed) for seed in (1, 2)]
+    shards = tuple(ShardConfig(name, str(folder)) for name, folder in zip("ab", folders, strict=True))
+    full = replace(braid_config(points=POINTS, limits=LIMITS, names="ab"), shards=shards)
+    weights = shaken_weights(full, [ShardBackend.load(shard) for shard in shards], tmp_path / "weights")
+    half = replace(
+        full,
+        shards=(replace(shards[0], dtype=dtype), shards[1]),
+        fusion=FusionConfig(placement="embedded", weights=str(weights)),
+    )
+    expected, got = (
+        scores(replace(full, fusion=half.fusion)),
+        scores(half),
+    )
+    assert 0 < max(abs(a - b) for a, b in zip(expected, got, strict=True)) < 0.5
+
+
+def scores(config: BraidConfig) -> tuple[float, ...]:
+    backends = [ShardBackend.load(shard) for shard in config.shards]
+    with running(config, backends, "in process", Path()) as client:
+        return client.score(TEXT).logprobs

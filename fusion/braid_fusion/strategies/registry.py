@@ -79,11 +79,15 @@ def make_strategy(
         raise PlanError(
             f"strategy {name!r}: got options {options}, expected among {allowed[len(positional) :]} ({error})"
         ) from error
-    if "generator" in named:
-        return cls(*positional, **taken, **options)
-    seed = int(torch.randint(2**62, (), generator=generator)) if generator is not None else None
-    if seed is None:
-        return cls(*positional, **taken, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cls(*positional, **taken, **options)
+    seed = None
+    if "generator" not in named and generator is not None:
+        seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            return cls(*positional, **taken, **options)
+        except TypeError as error:
+            raise PlanError(
+                f"strategy {name!r}: {cls.__name__} can't be built from a number of models and a width: {error}"
+            ) from error

@@ -31,8 +31,10 @@ class ShardBackend:
     so streams and forwards may live on different threads.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: ShardConfig) -> None:
-        """Use `load` or `from_model`. Raises: UnsupportedModelError if the model fails the parity check."""
+    def __init__(self, model: Any, tokenizer: Any, config: ShardConfig, model_hash: str = "") -> None:
+        """Use `load` or `from_model`. ``model_hash``: of the weights as stored; empty: as they are here.
+
+        Raises: UnsupportedModelError if the model fails the parity check."""
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
@@ -51,7 +53,7 @@ class ShardBackend:
         self._tokenizer = loading.fast_tokenizer(tokenizer, f"shard {config.name!r}")
         self._tokenizer_json = self._tokenizer.to_str() if self._tokenizer else ""
         self._watch: threading.Timer | None = None
-        self._fixed_card = self._make_card()
+        self._fixed_card = self._make_card(model_hash or fingerprint.model_hash(model))
 
     @classmethod
     def load(cls, config: ShardConfig) -> ShardBackend:
@@ -61,8 +63,8 @@ class ShardBackend:
         """
         if config.threads:
             torch.set_num_threads(config.threads)
-        model, tokenizer = loading.load_model(config)
-        return cls(model, tokenizer, config)
+        model, tokenizer, model_hash = loading.load_model(config)
+        return cls(model, tokenizer, config, model_hash)
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any = None, config: ShardConfig | None = None) -> ShardBackend:
@@ -145,11 +147,11 @@ class ShardBackend:
             raise UnsupportedModelError(f"shard {self.config.name!r}: the model came without a tokenizer")
         return self._tokenizer
 
-    def _make_card(self) -> ShardCard:
+    def _make_card(self, model_hash: str) -> ShardCard:
         return ShardCard(
             name=self.config.name,
             model_id=self.config.model,
-            model_hash=fingerprint.model_hash(self.model),
+            model_hash=model_hash,
             family=self.spans.family,
             num_layers=self.spans.num_layers,
             width=self.spans.width,

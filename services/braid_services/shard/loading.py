@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from braid_rpc.errors import ConfigError, CorruptWeightsError, UnknownModelError, UnsupportedModelError
 from braid_services.shard.config import ShardConfig
+from braid_services.shard.fingerprint import model_hash
 
 DTYPES = {
     "float32": torch.float32,
@@ -24,8 +25,9 @@ DTYPES = {
 }
 
 
-def load_model(config: ShardConfig) -> tuple[Any, Any]:
-    """The model, on its device in its dtype, and its tokenizer (None if it has none).
+def load_model(config: ShardConfig) -> tuple[Any, Any, str]:
+    """The model, on its device in its dtype; its tokenizer (None if it has none); and its hash, which is of
+    the weights as they are stored: the same whatever dtype they are served in.
 
     Raises: UnknownModelError if there is no such model; CorruptWeightsError if its files are damaged or lack
     tensors; UnsupportedModelError if it is no causal language model; ConfigError for a wrong dtype or device.
@@ -33,9 +35,19 @@ def load_model(config: ShardConfig) -> tuple[Any, Any]:
     where = f"shard {config.name!r}, model {config.model!r}"
     dtype, device = _dtype(config), _device(config)
     _refuse_missing_folder(config.model, where)
+    model = _pretrained(config.model, "auto", where)
+    stored_hash = model_hash(model)
+    if model.dtype != dtype:
+        # Once more from disk rather than converted: the library knows which tensors keep their precision.
+        del model
+        model = _pretrained(config.model, dtype, where)
+    return model.to(device), load_tokenizer(config.model, where), stored_hash
+
+
+def _pretrained(name: str, dtype: torch.dtype | str, where: str) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            config.model, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except OSError as error:
         raise UnknownModelError(f"{where}: no such model here or on the hub: {_first_line(error)}") from error
@@ -46,7 +58,7 @@ def load_model(config: ShardConfig) -> tuple[Any, Any]:
     missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
     if missing:
         raise CorruptWeightsError(f"{where}: the weights lack {len(missing)} tensors, such as {missing[0]}")
-    return model.to(device), load_tokenizer(config.model, where)
+    return model
 
 
 def load_tokenizer(model: str, where: str) -> Any:
