@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from braid_rpc.fusion_client import FusionClient
-from braid_rpc.shard_client import ShardClient
 from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.ports import FuseResult
 from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
 from braid_rpc.errors import BraidError, ProtocolVersionError, UnavailableError
+from braid_rpc.fusion_client import FusionClient
+from braid_rpc.shard_client import ShardClient
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
 from braid_rpc.stream_client import FusionStreamClient, ShardStreamClient
 from braid_rpc.v1 import fusion_pb2, shard_pb2, tensor_pb2
@@ -240,8 +240,12 @@ class RemoteFusion:
     def reconnect(self) -> None:
         """See `ports.Fusion`."""
         self.shutdown()
-        if self._plan is not None:
-            self.prepare(self._plan)
+        if self._plan is None:
+            return
+        before = self._active_version
+        self.prepare(self._plan)
+        if before and before != self._active_version:
+            self.activate(before)  # a service that was restarted knows its configured version only
 
     def shutdown(self) -> None:
         """See `ports.Fusion`."""

@@ -107,3 +107,15 @@ def test_a_part_that_stays_away_is_named_and_welcome_back(parts: Parts, client: 
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert client.generate("the one", **OPTIONS).token_ids
+
+
+def test_the_active_version_outlives_the_fusion_service(parts: Parts, client: Client) -> None:
+    shaken_weights(braid_config(), [*parts._backends.values()], Path(parts._config.fusion.weights), seed=4)
+    assert client.engine.weights_version == "v3"
+    client.engine.activate("v4")
+    expected = client.generate("the one", **OPTIONS).token_ids
+    shaken_weights(braid_config(), [*parts._backends.values()], Path(parts._config.fusion.weights), seed=5)
+    parts.stop("fusion")
+    parts.start("fusion")
+    assert client.generate("the one", **OPTIONS).token_ids == expected
+    assert client.engine.weights_version == "v4"
