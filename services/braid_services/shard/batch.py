@@ -55,12 +55,10 @@ def new_batch(
     if not all(0 <= row < num_rows for row in step.logit_rows):
         raise InvalidRequestError(f"logit_rows: got {step.logit_rows}, expected rows of [0, {num_rows})")
     rows: list[CachedRows] = []
-    start = 0
     for segment in step.segments:
         session = find(segment.session_id)
         _check_segment(segment, session, context_length)
-        rows.append(CachedRows(session, segment.position, start, segment.num_rows))
-        start += segment.num_rows
+        rows.append(CachedRows(session, segment.position, segment.num_rows))
     sessions = [part.session for part in rows]
     if len(set(sessions)) != len(sessions):
         names = [segment.session_id for segment in step.segments]

@@ -191,11 +191,10 @@ class CachePool:
 
 @dataclass(frozen=True, slots=True)
 class CachedRows:
-    """Rows [``start``, ``start`` + ``num_rows``) of a packed batch, at ``position`` of a session."""
+    """The next ``num_rows`` rows of a packed batch, at ``position`` of a session."""
 
     session: SessionCache
     position: int
-    start: int
     num_rows: int
 
 
@@ -210,20 +209,19 @@ class CachedAttention:
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
         """As `attention.PackedAttention.attend`."""
-        parts = []
-        for rows in self._rows:
-            session, position, start, num_rows = rows.session, rows.position, rows.start, rows.num_rows
-            keys, values = session.keys[layer_idx], session.values[layer_idx]
-            keys.narrow(2, position, num_rows).copy_(key.narrow(2, start, num_rows))
-            values.narrow(2, position, num_rows).copy_(value.narrow(2, start, num_rows))
-            end = position + num_rows
-            parts.append(
-                attend_rows(
-                    query.narrow(2, start, num_rows),
-                    keys.narrow(2, 0, end),
-                    values.narrow(2, 0, end),
-                    rule,
-                    self._masks,
-                )
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if len(self._rows) == 1:
+            return self._attend_one(self._rows[0], layer_idx, query, key, value, rule)
+        counts = [rows.num_rows for rows in self._rows]
+        split = (torch.split(packed, counts, dim=2) for packed in (query, key, value))
+        parts = zip(self._rows, *split, strict=True)
+        return torch.cat([self._attend_one(rows, layer_idx, q, k, v, rule) for rows, q, k, v in parts], dim=1)
+
+    def _attend_one(
+        self, rows: CachedRows, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        """Append one session's rows to its cache and let them attend to all of it."""
+        keys, values = rows.session.keys[layer_idx], rows.session.values[layer_idx]
+        keys.narrow(2, rows.position, rows.num_rows).copy_(key)
+        values.narrow(2, rows.position, rows.num_rows).copy_(value)
+        end = rows.position + rows.num_rows
+        return attend_rows(query, keys.narrow(2, 0, end), values.narrow(2, 0, end), rule, self._masks)

@@ -87,11 +87,10 @@ def _packed_logits(spans: SpanModel, layers: list[LayerShape], texts: list[Tenso
     last: list[Tensor] = []
     for first, count, logits in ((True, _LENGTHS, prompt), (False, (1,) * len(_LENGTHS), last)):
         positions = [0 if first else length for length in _LENGTHS]
-        rows, ids, start = [], [], 0
+        rows, ids = [], []
         for session, text, position, num_rows in zip(sessions, texts, positions, count, strict=True):
-            rows.append(CachedRows(session, position, start, num_rows))
+            rows.append(CachedRows(session, position, num_rows))
             ids.append(text[position : position + num_rows])
-            start += num_rows
         positions_T = torch.cat([torch.arange(r.position, r.position + r.num_rows) for r in rows])
         run = SpanRun(
             spans, torch.cat(ids).to(spans.device), positions_T.to(spans.device), None, CachedAttention(rows)
