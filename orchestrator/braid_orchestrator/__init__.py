@@ -10,13 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from braid_orchestrator.braided import BraidedLLM
-    from braid_orchestrator.fusion_training import train_fusion_layers
-    from braid_orchestrator.model_wrapper import ModelWrapper
+    from braid_orchestrator.inprocess.braided import BraidedLLM
+    from braid_orchestrator.inprocess.fusion_training import train_fusion_layers
+    from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
 
 __all__ = ["BraidedLLM", "ModelWrapper", "train_fusion_layers"]
 
-_HOME = {"BraidedLLM": "braided", "ModelWrapper": "model_wrapper", "train_fusion_layers": "fusion_training"}
+_HOME = {
+    "BraidedLLM": "inprocess.braided",
+    "ModelWrapper": "inprocess.model_wrapper",
+    "train_fusion_layers": "inprocess.fusion_training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
-from braid_orchestrator.config import BraidConfig, PointConfig
-from braid_orchestrator.engine import Engine
-from braid_orchestrator.local import LocalFusion, LocalShard
-from braid_orchestrator.ports import Fusion, Shard
-from braid_orchestrator.remote import RemoteFusion, RemoteShard
-from braid_orchestrator.service import BraidService
-from braid_orchestrator.text import TextCodec
+from braid_orchestrator.config.values import BraidConfig, PointConfig
+from braid_orchestrator.engine.engine import Engine
+from braid_orchestrator.engine.local import LocalFusion, LocalShard
+from braid_orchestrator.engine.ports import Fusion, Shard
+from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
+from braid_orchestrator.engine.text import TextCodec
+from braid_orchestrator.serving.service import BraidService
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConfigError
 from braid_services.fusion.backend import FusionBackend

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from braid_fusion.stack import FusionStack
-from braid_orchestrator.whole_text import run_whole
+from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_services.shard.backend import ShardBackend
 
 # Natural log-probabilities (T,) of the targets (T,) at the positions of packed sequences (T,) of those lengths.

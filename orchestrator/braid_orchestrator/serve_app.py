@@ -21,14 +21,14 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from braid_orchestrator.config import BraidConfig, FusionConfig
-from braid_orchestrator.config_schema import parse_braid_config
-from braid_orchestrator.grpc_servicer import BraidRpc, ServeContext, fail_serve_call
+from braid_orchestrator.config.files import locate_files
+from braid_orchestrator.config.schema import parse_braid_config
+from braid_orchestrator.config.values import BraidConfig, FusionConfig
 from braid_orchestrator.http.app import create_app
-from braid_orchestrator.local_files import locate_files
-from braid_orchestrator.metrics import MeteredService
-from braid_orchestrator.probing import probe
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, fail_serve_call
+from braid_orchestrator.serving.metrics import MeteredService
+from braid_orchestrator.serving.port import BraidPort
+from braid_orchestrator.serving.probing import probe
 from braid_rpc.errors import ConfigError, UnavailableError
 from braid_rpc.v1 import braid_pb2
 from braid_services.serving import RunningServer

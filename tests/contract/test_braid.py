@@ -12,7 +12,13 @@ from braids import TRANSPORTS, braid_config, running, shaken_weights, two_backen
 from models import save_tiny_model
 
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config import BraidConfig, FusionConfig, LimitsConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.config.values import (
+    BraidConfig,
+    FusionConfig,
+    LimitsConfig,
+    PointConfig,
+    ReadoutConfig,
+)
 from braid_rpc.errors import ConfigError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend

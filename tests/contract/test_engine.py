@@ -24,7 +24,7 @@ from braids import (
 
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config import BraidConfig, LimitsConfig, PointConfig
+from braid_orchestrator.config.values import BraidConfig, LimitsConfig, PointConfig
 from braid_rpc.errors import (
     ContextLengthError,
     DeadlineError,

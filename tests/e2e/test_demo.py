@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from programs import free_port
 
-from braid_orchestrator.config_schema import load_endpoints
+from braid_orchestrator.config.schema import load_endpoints
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "braid.yaml"
 DEMO_S = 600.0

@@ -16,8 +16,8 @@ import pytest
 from programs import Program, eventually, free_port, tiny_braid_settings, write_serve_file
 
 from braid_orchestrator.assembly import assemble_local
-from braid_orchestrator.config_schema import load_braid_config
-from braid_orchestrator.requests import GenerateRequest, SamplingOptions, TokenEvent
+from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_rpc import BraidClient
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnknownModelError
 

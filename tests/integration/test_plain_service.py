@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from braid_orchestrator.assembly import assemble_local
 from braid_orchestrator.cli.main import app
-from braid_orchestrator.config_schema import load_braid_config
-from braid_orchestrator.requests import GenerateRequest, SamplingOptions, TokenEvent
+from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_rpc import BraidClient
 from braid_rpc.errors import ContextLengthError, UnknownModelError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from programs import eventually
 
-from braid_orchestrator.probing import probe
-from braid_orchestrator.processes import ProcessSpec, Supervisor
+from braid_orchestrator.serving.probing import probe
+from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 from braid_rpc.errors import BraidError, UnavailableError
 
 # A child without a model: it answers health checks until its parent is gone.
@@ -23,7 +23,7 @@ with start_server([], [sys.argv[1]]):
 # A supervisor that says which processes it started.
 PARENT = """
 import sys, time
-from braid_orchestrator.processes import ProcessSpec, Supervisor
+from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 command = (sys.executable, "-c", sys.argv[1], sys.argv[2])
 with Supervisor([ProcessSpec("child", command, sys.argv[2])]) as supervisor:
     supervisor.wait_ready(30)

@@ -11,8 +11,8 @@ import pytest
 from braids import Client, braid_config, shaken_weights, two_backends
 
 from braid_orchestrator.assembly import assemble_remote
-from braid_orchestrator.config import BraidConfig, LimitsConfig
-from braid_orchestrator.requests import TokenEvent
+from braid_orchestrator.config.values import BraidConfig, LimitsConfig
+from braid_orchestrator.engine.requests import TokenEvent
 from braid_rpc.errors import UnavailableError
 from braid_services.fusion.main import serve_fusion
 from braid_services.serving import RunningServer

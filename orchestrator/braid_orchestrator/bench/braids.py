@@ -13,8 +13,8 @@ import torch
 
 from braid_orchestrator.assembly import assemble_local, assemble_remote
 from braid_orchestrator.bench.pair import NAMES, ModelSize, make_backend, settle_memory
-from braid_orchestrator.config import BraidConfig, PointConfig, ReadoutConfig
-from braid_orchestrator.requests import (
+from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.engine.requests import (
     Event,
     Finished,
     GenerateRequest,
@@ -22,8 +22,8 @@ from braid_orchestrator.requests import (
     ScoreResult,
     TokenEvent,
 )
-from braid_orchestrator.service import BraidService
-from braid_orchestrator.trace import StepTrace
+from braid_orchestrator.engine.trace import StepTrace
+from braid_orchestrator.serving.service import BraidService
 from braid_rpc.errors import BraidError
 from braid_services.fusion.main import serve_fusion
 from braid_services.serving import RunningServer

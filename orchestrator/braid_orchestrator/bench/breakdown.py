@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from braid_orchestrator.bench.report import Cell, Table
-from braid_orchestrator.trace import StepTrace
+from braid_orchestrator.engine.trace import StepTrace
 
 MS = 1e3
 

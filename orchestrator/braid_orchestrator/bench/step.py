@@ -24,7 +24,7 @@ from braid_orchestrator.bench.machine import busy_cpu_s, describe_machine, usabl
 from braid_orchestrator.bench.pair import GPT2_SMALL, NAMES, QUICK, ModelSize, make_prompt
 from braid_orchestrator.bench.report import Cell, Report, Table, Target
 from braid_orchestrator.bench.workers import Crew, Worker, barrier
-from braid_orchestrator.trace import StepTrace
+from braid_orchestrator.engine.trace import StepTrace
 
 MS = 1e3
 

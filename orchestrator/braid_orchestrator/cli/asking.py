@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from braid_orchestrator.requests import (
+from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
     Finished,
@@ -24,7 +24,7 @@ from braid_orchestrator.requests import (
 from braid_rpc.errors import ERROR_TYPES, BraidError, UnavailableError
 
 if TYPE_CHECKING:
-    from braid_orchestrator.config import BraidConfig
+    from braid_orchestrator.config.values import BraidConfig
 
 
 class Braid(ABC):
@@ -119,7 +119,7 @@ class LocalBraid(Braid):
         import asyncio
         from dataclasses import replace
 
-        from braid_orchestrator.model_selection import select_model
+        from braid_orchestrator.serving.model_selection import select_model
 
         description = self._service.describe()
         use_braiding, shard = select_model(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from braid_orchestrator.cli.asking import Braid
-from braid_orchestrator.requests import (
+from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
     Finished,

@@ -48,10 +48,10 @@ def demo(
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would break into ours
     from braid_orchestrator.cli.demo_service import running_service
-    from braid_orchestrator.config_schema import load_braid_config, load_endpoints
+    from braid_orchestrator.config.schema import load_braid_config, load_endpoints
     from braid_orchestrator.demo.build import build_demo
     from braid_orchestrator.demo.table import bits_per_byte_table, gain_over_best_shard, share_table
-    from braid_orchestrator.signals import ended_by_signals
+    from braid_orchestrator.serving.signals import ended_by_signals
 
     braid = load_braid_config(config, os.environ)
     endpoints = load_endpoints(config)
@@ -82,9 +82,14 @@ def _ask(url: str, prompt: str, max_tokens: int, *, show: bool) -> GenerateOut:
     """Stream a completion over HTTP, each token in the colour of the shard that had most in it."""
     from braid_orchestrator.cli.asking import HttpBraid
     from braid_orchestrator.demo.table import coloured_tokens
+    from braid_orchestrator.engine.requests import (
+        ChoiceFinished,
+        GenerateRequest,
+        SamplingOptions,
+        TokenEvent,
+    )
     from braid_orchestrator.http.answers import answer
     from braid_orchestrator.http.collecting import Collector
-    from braid_orchestrator.requests import ChoiceFinished, GenerateRequest, SamplingOptions, TokenEvent
 
     request = GenerateRequest(
         prompt, SamplingOptions(max_tokens=max_tokens, temperature=0.7, top_p=0.95, seed=7)

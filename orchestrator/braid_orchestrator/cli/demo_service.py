@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from braid_orchestrator.cli.console import err
-from braid_orchestrator.config_schema import Endpoints
+from braid_orchestrator.config.schema import Endpoints
 from braid_rpc.errors import BraidError, ConflictError, UnavailableError
 
 READY_TIMEOUT_S = 300.0

@@ -48,9 +48,14 @@ def generate(
     - `braid generate "class Stack:" --local --config deploy/braid.yaml`
     """
     from braid_orchestrator.cli.asking import Braid, LocalBraid, find_braid
+    from braid_orchestrator.engine.requests import (
+        ChoiceFinished,
+        GenerateRequest,
+        SamplingOptions,
+        TokenEvent,
+    )
     from braid_orchestrator.http.answers import answer
     from braid_orchestrator.http.collecting import Collector
-    from braid_orchestrator.requests import ChoiceFinished, GenerateRequest, SamplingOptions, TokenEvent
     from braid_rpc.errors import InvalidRequestError
 
     if not json and (choices != 1 or logprobs is not None):
@@ -70,8 +75,8 @@ def generate(
     request.validate()
     braid: Braid
     if local:
-        from braid_orchestrator.config_schema import load_braid_config
-        from braid_orchestrator.local_files import locate_files
+        from braid_orchestrator.config.files import locate_files
+        from braid_orchestrator.config.schema import load_braid_config
 
         with err.status("loading the models …"):
             braid = LocalBraid(locate_files(load_braid_config(config, os.environ)))

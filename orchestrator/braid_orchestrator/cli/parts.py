@@ -14,7 +14,7 @@ from braid_orchestrator.cli.console import announce, err
 from braid_rpc.errors import ConfigError, UnknownShardError
 
 if TYPE_CHECKING:
-    from braid_orchestrator.config import BraidConfig
+    from braid_orchestrator.config.values import BraidConfig
     from braid_services.serving import RunningServer
 
 ConfigFile = Annotated[
@@ -50,7 +50,7 @@ def shard(
 
     - `braid shard --config deploy/braid.yaml --name code --target unix:/tmp/code.sock`
     """
-    from braid_orchestrator.config_schema import parse_shard_config
+    from braid_orchestrator.config.schema import parse_shard_config
 
     if exit_with_parent:
         os.environ.setdefault("TQDM_DISABLE", "1")  # several children would write over each other's bars
@@ -107,8 +107,8 @@ def fusion(
 
 
 def _load(path: Path) -> BraidConfig:
-    from braid_orchestrator.config_schema import load_braid_config
-    from braid_orchestrator.local_files import locate_files
+    from braid_orchestrator.config.files import locate_files
+    from braid_orchestrator.config.schema import load_braid_config
 
     return locate_files(load_braid_config(path, os.environ))
 

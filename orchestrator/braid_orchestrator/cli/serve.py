@@ -33,9 +33,9 @@ def serve(
 
     - `BRAID_SHARDS__CODE__DTYPE=bfloat16 braid serve`
     """
-    from braid_orchestrator.config_schema import load_braid_config, load_endpoints
-    from braid_orchestrator.local_files import locate_files
-    from braid_orchestrator.plain_service import serve_plain
+    from braid_orchestrator.config.files import locate_files
+    from braid_orchestrator.config.schema import load_braid_config, load_endpoints
+    from braid_orchestrator.serving.plain_service import serve_plain
 
     braid = locate_files(load_braid_config(config, os.environ))
     endpoints = load_endpoints(config)

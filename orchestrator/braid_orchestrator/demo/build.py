@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from safetensors.torch import save_file
 
 from braid_fusion import training
-from braid_orchestrator.config import BraidConfig
-from braid_orchestrator.config_schema import load_braid_config
+from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
 from braid_orchestrator.demo.fuse import compare_on_held_out, load_braid, train_braid
 from braid_orchestrator.demo.pretrain import PretrainJob

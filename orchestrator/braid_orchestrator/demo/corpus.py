@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import os
 import random
 import re
 import sysconfig
@@ -160,28 +161,35 @@ def read_corpus(stdlib: Path | None = None, *, share: float = 1.0) -> Corpus:
     return Corpus(**kept)
 
 
-def _module_documents(folder: Path, share: float) -> Iterator[Document]:
-    for path in sorted(folder.rglob("*.py")):
-        relative = path.relative_to(folder)
-        if _is_excluded(relative) or not _is_in_share(relative.as_posix(), share):
-            continue
-        try:
-            with tokenize.open(path) as file:
-                code, prose = separate_code_and_prose(file.read(MAX_FILE_CHARS))
-        except (OSError, SyntaxError, ValueError):
-            continue  # templates, broken on purpose or unreadable: not text to learn from
-        yield Document(relative.as_posix(), "code", code)
-        yield Document(relative.as_posix(), "prose", prose)
+def _files(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
+    """Files of that ending, named from the folder on. Excluded folders, which may be huge, are not entered."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_excluded(name)]
+        for name in names:
+            if name.endswith(suffix) and not _is_excluded(name):
+                path = Path(where, name)
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _is_excluded(name: str) -> bool:
+    return name in EXCLUDED_FOLDERS or name.startswith(("config-3", "_sysconfigdata"))
 
 
 def _is_in_share(source: str, share: float) -> bool:
     return share >= 1.0 or hashlib.sha256(source.encode()).digest()[4] < share * 256
 
 
-def _is_excluded(relative: Path) -> bool:
-    return any(
-        part in EXCLUDED_FOLDERS or part.startswith(("config-3", "_sysconfigdata")) for part in relative.parts
-    )
+def _module_documents(folder: Path, share: float) -> Iterator[Document]:
+    for source, path in _files(folder, ".py"):
+        if not _is_in_share(source, share):
+            continue
+        try:
+            with tokenize.open(path) as file:
+                code, prose = separate_code_and_prose(file.read(MAX_FILE_CHARS))
+        except (OSError, SyntaxError, ValueError):
+            continue  # templates, broken on purpose or unreadable: not text to learn from
+        yield Document(source, "code", code)
+        yield Document(source, "prose", prose)
 
 
 def _topic_documents(share: float) -> Iterator[Document]:
@@ -197,16 +205,13 @@ def _topic_documents(share: float) -> Iterator[Document]:
 
 
 def _text_file_documents(folder: Path) -> Iterator[Document]:
-    for path in sorted(folder.rglob("*.txt")):
-        relative = path.relative_to(folder)
-        if _is_excluded(relative):
-            continue
+    for source, path in _files(folder, ".txt"):
         try:
             text = path.read_text(encoding="utf-8")[:MAX_FILE_CHARS]
         except (OSError, UnicodeDecodeError):
             continue
         if _reads_as_prose(text):
-            yield Document(relative.as_posix(), "prose", text.strip("\n") + "\n")
+            yield Document(source, "prose", text.strip("\n") + "\n")
 
 
 def _without_seen(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:

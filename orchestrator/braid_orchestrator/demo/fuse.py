@@ -11,11 +11,11 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.training import Progress, TokenWindows, TrainingRecord
 from braid_fusion.weights import save_stack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config import BraidConfig
+from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
 from braid_orchestrator.demo.recipe import DemoRecipe
 from braid_orchestrator.evaluation import EncodedText, compare_braid, encode_windows
-from braid_orchestrator.fusion_training import encode_texts, fusion_training_config, train_fusion
+from braid_orchestrator.inprocess.fusion_training import encode_texts, fusion_training_config, train_fusion
 from braid_services.shard.backend import ShardBackend
 
 WEIGHTS_VERSION = "v1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from braid_orchestrator.engine.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
 from braid_orchestrator.http.collecting import Collected, CollectedChoice, finite
 from braid_orchestrator.http.native_schemas import (
     AlternativeOut,
@@ -14,7 +15,6 @@ from braid_orchestrator.http.native_schemas import (
     TokenOut,
     UsageOut,
 )
-from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
 
 
 def answer(collected: Collected, model: str) -> GenerateOut:

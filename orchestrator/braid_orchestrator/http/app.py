@@ -11,7 +11,7 @@ from braid_orchestrator.http.completions import completion_routes
 from braid_orchestrator.http.errors import install_error_handlers
 from braid_orchestrator.http.native import native_routes
 from braid_orchestrator.http.operations import operation_routes
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.serving.port import BraidPort
 
 _ABOUT = """Several language models run in lock step, exchange hidden states, and answer as one.
 

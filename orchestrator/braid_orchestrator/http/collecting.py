@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from braid_orchestrator.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
-from braid_orchestrator.service_port import as_generator
+from braid_orchestrator.engine.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
+from braid_orchestrator.serving.port import as_generator
 from braid_rpc.errors import BraidError
 
 

@@ -10,6 +10,14 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
+from braid_orchestrator.engine.requests import (
+    ChoiceFinished,
+    Finished,
+    GenerateRequest,
+    ScoreRequest,
+    Started,
+    TokenEvent,
+)
 from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.merging import merge
@@ -22,16 +30,8 @@ from braid_orchestrator.http.openai_schemas import (
     LogprobsOut,
 )
 from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
-from braid_orchestrator.model_selection import select_model
-from braid_orchestrator.requests import (
-    ChoiceFinished,
-    Finished,
-    GenerateRequest,
-    ScoreRequest,
-    Started,
-    TokenEvent,
-)
-from braid_orchestrator.service_port import BraidPort, as_generator
+from braid_orchestrator.serving.model_selection import select_model
+from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError, InvalidRequestError
 
 _MAX_PROMPTS = 64

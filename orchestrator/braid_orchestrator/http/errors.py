@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from braid_orchestrator.config_messages import show
+from braid_orchestrator.config.messages import show
 from braid_rpc.errors import BraidError, InvalidRequestError
 
 _log = logging.getLogger(__name__)

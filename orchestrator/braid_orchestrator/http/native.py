@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from braid_orchestrator.engine.requests import Event
 from braid_orchestrator.http.answers import answer, event_data
 from braid_orchestrator.http.collecting import collect, finite
 from braid_orchestrator.http.errors import error_body, internal_error
@@ -23,9 +24,8 @@ from braid_orchestrator.http.native_schemas import (
     ScoreOut,
 )
 from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
-from braid_orchestrator.model_selection import select_model
-from braid_orchestrator.requests import Event
-from braid_orchestrator.service_port import BraidPort, as_generator
+from braid_orchestrator.serving.model_selection import select_model
+from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from braid_orchestrator.requests import GenerateRequest, SamplingOptions, ScoreRequest
+from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, ScoreRequest
 from braid_rpc.errors import InvalidRequestError
 
 Prompt = Annotated[

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, VersionBody
 from braid_orchestrator.http.openai_schemas import ModelListOut, ModelOut
-from braid_orchestrator.service_port import BraidPort
+from braid_orchestrator.serving.port import BraidPort
 from braid_rpc.errors import UnknownModelError
 
 

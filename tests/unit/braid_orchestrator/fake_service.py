@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from braid_fusion.plan import PlanPoint
-from braid_orchestrator.engine import EngineStats
-from braid_orchestrator.requests import (
+from braid_orchestrator.engine.engine import EngineStats
+from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
     Finished,
@@ -19,7 +19,7 @@ from braid_orchestrator.requests import (
     TokenEvent,
     TopLogprob,
 )
-from braid_orchestrator.service import BraidDescription
+from braid_orchestrator.serving.service import BraidDescription
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import BraidError, ContextLengthError, UnknownVersionError
 

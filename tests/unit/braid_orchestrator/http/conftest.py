@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from braid_orchestrator.http import create_app
-from braid_orchestrator.metrics import MeteredService
+from braid_orchestrator.serving.metrics import MeteredService
 
 from ..fake_service import FakeService
 

@@ -8,7 +8,7 @@ import pytest
 
 from braid_orchestrator.http import create_app
 from braid_orchestrator.http.merging import merge
-from braid_orchestrator.metrics import MeteredService
+from braid_orchestrator.serving.metrics import MeteredService
 
 from ..fake_service import FakeService
 

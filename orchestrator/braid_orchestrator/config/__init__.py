@@ -1,0 +1,1 @@
+"""The one file that describes a braid: how it is read, checked and turned into frozen values."""

@@ -1,0 +1,36 @@
+"""Where a configuration's models and weights lie on this machine, told before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from braid_orchestrator.config.values import BraidConfig
+from braid_rpc.errors import ConfigError
+from braid_services.shard.config import ShardConfig
+
+_HINT = "`braid demo --build-only` builds the demo's"
+
+
+def locate_files(config: BraidConfig) -> BraidConfig:
+    """The same configuration with absolute paths, so that every process finds the files from wherever it runs.
+
+    Relative paths count from the current folder. A model that is no path is left alone: it is a hub's name.
+    Raises: ConfigError for a path at which there is nothing.
+    """
+    fusion = config.fusion
+    if fusion.weights is not None:
+        folder = Path(fusion.weights).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"fusion.weights: no folder {folder.absolute()}; {_HINT}, null means untrained")
+        fusion = replace(fusion, weights=str(folder.absolute()))
+    return replace(config, shards=tuple(_locate(shard) for shard in config.shards), fusion=fusion)
+
+
+def _locate(shard: ShardConfig) -> ShardConfig:
+    folder = Path(shard.model).expanduser()
+    if folder.is_dir():
+        return replace(shard, model=str(folder.absolute()))
+    if shard.model.startswith((".", "/", "~")):
+        raise ConfigError(f"shards.{shard.name}.model: no folder {folder.absolute()}; {_HINT}")
+    return shard

@@ -1,0 +1,230 @@
+"""What a braid's configuration may say: one pydantic model per section, frozen into `config`.
+
+Knows neither files nor the environment; `config_schema` reads those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from braid_orchestrator.config.values import (
+    BraidConfig,
+    FusionConfig,
+    LimitsConfig,
+    PointConfig,
+    ReadoutConfig,
+)
+from braid_rpc.errors import ConfigError
+from braid_services.shard.config import ShardConfig
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+_DEVICE = re.compile(r"^(cpu|mps|cuda(:\d+)?)$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+
+
+def parse_size(value: object) -> object:
+    """Bytes from a number or from text such as ``256MiB`` or ``1.5 GB``; anything else passes as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise PydanticCustomError("size", "a size such as 256MiB, 2GB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.match(value):
+        raise PydanticCustomError(
+            "name", "letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return value
+
+
+def _check_device(value: str) -> str:
+    if not _DEVICE.match(value):
+        raise PydanticCustomError("device", "cpu, mps, cuda or cuda:N")
+    return value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True, ge=1)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[StrictStr, AfterValidator(_check_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ShardModel(_Model):
+    """One base model and how it is served."""
+
+    name: Name
+    model: Annotated[StrictStr, Field(min_length=1, description="a local folder or a hub name")]
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: Annotated[StrictStr, AfterValidator(_check_device)] = "cpu"
+    threads: Annotated[StrictInt, Field(ge=0)] = 1
+    cache_bytes: Size = 512 * 2**20
+    block_tokens: Count = 64
+    session_ttl_s: Seconds = 600.0
+    max_message_bytes: Size = 64 * 2**20
+    role: str = ""
+
+
+class PointModel(_Model):
+    """One fusion point: a relative depth, a layer of the anchor, or a layer per shard."""
+
+    at: StrictFloat | StrictInt | dict[str, StrictInt]
+    name: str = ""
+    strategy: Annotated[StrictStr, Field(min_length=1)] = "mlp"
+    injection: Literal["residual", "replace"] = "residual"
+    fusion_width: Count | None = None
+    receivers: list[str] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _depth(cls, value: object) -> object:
+        if isinstance(value, Mapping) and not all(isinstance(shard, str) for shard in value):
+            raise PydanticCustomError("depth", "layers by the names of shards")
+        layers = value.values() if isinstance(value, Mapping) else [value]
+        for depth in layers:
+            if isinstance(depth, bool) or not isinstance(depth, int | float):
+                raise PydanticCustomError(
+                    "depth", "a relative depth in (0, 1), a layer index, or one per shard"
+                )
+            if isinstance(depth, float) and (isinstance(value, Mapping) or not 0.0 < depth < 1.0):
+                raise PydanticCustomError(
+                    "depth",
+                    "a whole layer index per shard"
+                    if isinstance(value, Mapping)
+                    else "a relative depth in (0, 1), or a whole layer index",
+                )
+            if isinstance(depth, int) and depth < 0:
+                raise PydanticCustomError(
+                    "depth", "a layer index of at least 0, or a relative depth in (0, 1)"
+                )
+        return value
+
+
+class ReadoutModel(_Model):
+    """How next-token logits come about. A bare string is the kind."""
+
+    kind: Literal["anchor", "mixture", "gate"] = "anchor"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_kind(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class FusionModel(_Model):
+    """Where the fusion modules run, and which weights they start with."""
+
+    placement: Literal["embedded", "service"] = "service"
+    weights: StrictStr | None = None
+    version: StrictStr | None = None
+    threads: Annotated[StrictInt, Field(ge=0)] = 1
+
+
+class LimitsModel(_Model):
+    """What the engine takes on at a time."""
+
+    max_running: Count = 64
+    max_waiting: Annotated[StrictInt, Field(ge=0)] = 256
+    max_batch_tokens: Count = 512
+    prefill_chunk: Count = 256
+    request_timeout_s: Seconds = 600.0
+    step_timeout_s: Seconds = 60.0
+    recovery_timeout_s: Seconds = 20.0
+
+
+class BraidModel(_Model):
+    """The whole file, or the ``args`` of a Ray Serve application."""
+
+    name: Name = "braid"
+    anchor: StrictStr
+    shards: Annotated[list[ShardModel], Field(min_length=1)]
+    points: list[PointModel] = Field(default_factory=list)
+    readout: ReadoutModel = Field(default_factory=ReadoutModel)
+    fusion: FusionModel = Field(default_factory=FusionModel)
+    limits: LimitsModel = Field(default_factory=LimitsModel)
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+
+    def check_references(self) -> None:
+        """Check what one key says about another. Raises: ConfigError."""
+        names = [shard.name for shard in self.shards]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ConfigError(f"shards[{i}].name: got {name!r} a second time, expected a name of its own")
+        known = ", ".join(names)
+        if self.anchor not in names:
+            raise ConfigError(f"anchor: got {self.anchor!r}, expected one of the shards: {known}")
+        if self.name in names:
+            raise ConfigError(f"name: got {self.name!r}, which is also a shard's, expected a name of its own")
+        point_names = [point.name for point in self.points]
+        for i, point in enumerate(self.points):
+            key = f"points[{i}]"
+            if point.name and point.name in point_names[:i]:
+                raise ConfigError(f"{key}.name: got {point.name!r} a second time, expected a name of its own")
+            if isinstance(point.at, dict) and sorted(point.at) != sorted(names):
+                raise ConfigError(
+                    f"{key}.at: got layers for {', '.join(point.at)}, expected for each of: {known}"
+                )
+            for receiver in point.receivers or ():
+                if receiver not in names:
+                    raise ConfigError(f"{key}.receivers: got {receiver!r}, expected shards among: {known}")
+        limits = self.limits
+        if limits.prefill_chunk > limits.max_batch_tokens:
+            raise ConfigError(
+                f"limits.prefill_chunk: got {limits.prefill_chunk}, expected at most limits.max_batch_tokens "
+                f"({limits.max_batch_tokens})"
+            )
+
+    def freeze(self) -> BraidConfig:
+        """The same as frozen values."""
+        return BraidConfig(
+            name=self.name,
+            anchor=self.anchor,
+            shards=tuple(ShardConfig(**shard.model_dump()) for shard in self.shards),
+            points=tuple(
+                PointConfig(
+                    **{
+                        **point.model_dump(),
+                        "receivers": None if point.receivers is None else tuple(point.receivers),
+                    }
+                )
+                for point in self.points
+            ),
+            readout=ReadoutConfig(**self.readout.model_dump()),
+            fusion=FusionConfig(**self.fusion.model_dump()),
+            limits=LimitsConfig(**self.limits.model_dump()),
+            seed=self.seed,
+        )
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "shards": ShardModel,
+    "points": PointModel,
+    "readout": ReadoutModel,
+    "fusion": FusionModel,
+    "limits": LimitsModel,
+}

@@ -1,0 +1,117 @@
+"""Which sequences run, which wait, and what one step packs. Knows no shards and no models.
+
+First come, first served. A step takes one row of every decoding sequence, then fills up with chunks of the
+texts that are still being read, so that a long new prompt doesn't stall those that already write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from braid_orchestrator.config.values import LimitsConfig
+from braid_orchestrator.engine.lockstep import PackedBatch
+from braid_orchestrator.engine.sessions import ScoredSequence, Sequence
+from braid_rpc.errors import QueueFullError
+from braid_rpc.steps import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The next ``num_rows`` tokens of a sequence; logits are wanted at ``logit_rows`` of them."""
+
+    sequence: Sequence
+    num_rows: int
+    logit_rows: range
+
+
+def pack(works: Iterable[Work]) -> PackedBatch:
+    """The works' rows one after the other."""
+    segments: list[Segment] = []
+    token_ids: list[int] = []
+    logit_rows: list[int] = []
+    for work in works:
+        sequence = work.sequence
+        begin = sequence.num_cached
+        segments.append(Segment(sequence.session_id, begin, work.num_rows))
+        logit_rows.extend(len(token_ids) + row for row in work.logit_rows)
+        token_ids.extend(sequence.token_ids[begin : begin + work.num_rows])
+    return PackedBatch(tuple(segments), torch.tensor(token_ids, dtype=torch.int64), tuple(logit_rows))
+
+
+class Scheduler:
+    """The waiting and the running. Not thread-safe."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """In the order in which they were admitted."""
+        return tuple(self._running)
+
+    @property
+    def num_running(self) -> int:
+        """How many sequences run."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait."""
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter([*self._running, *self._waiting])
+
+    def check_room(self, num_sequences: int, retry_after_s: float) -> None:
+        """Raises: QueueFullError if that many more can't wait."""
+        if len(self._waiting) + num_sequences > self._limits.max_waiting:
+            raise QueueFullError(
+                f"queue full: got {num_sequences} more to {len(self._waiting)} waiting, expected at most "
+                f"{self._limits.max_waiting}; try again in {retry_after_s:.0f} s",
+                retry_after_s=retry_after_s,
+            )
+
+    def enqueue(self, sequences: Iterable[Sequence]) -> None:
+        """To the end of the queue."""
+        self._waiting.extend(sequences)
+
+    def admit(self, open_session: Callable[[Sequence], bool]) -> None:
+        """Move waiting sequences to the running ones as long as ``open_session`` finds room for them."""
+        while self._waiting and len(self._running) < self._limits.max_running:
+            if not open_session(self._waiting[0]):
+                return
+            self._running.append(self._waiting.popleft())
+
+    def send_back(self, sequences: Iterable[Sequence]) -> None:
+        """Running sequences whose caches are gone wait again, before all others, in their old order."""
+        returned = list(sequences)
+        for sequence in returned:
+            self._running.remove(sequence)
+        self._waiting.extendleft(reversed(returned))
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def next_works(self) -> list[Work]:
+        """What the next step runs: decoding sequences first, then texts still being read, oldest first."""
+        budget = self._limits.max_batch_tokens
+        works: list[Work] = []
+        for sequence in sorted(self._running, key=lambda s: s.num_pending > 1):
+            most = min(sequence.num_pending, budget, self._limits.prefill_chunk)
+            if isinstance(sequence, ScoredSequence):
+                most = min(most, sequence.max_rows)
+            if most <= 0:
+                continue
+            works.append(Work(sequence, most, sequence.wanted_rows(most)))
+            budget -= most
+        return works

@@ -1,0 +1,200 @@
+"""One choice of one request while it lives: its tokens, how far its caches are, its text. Knows no shards.
+
+A `Request` is what a user asked for; it has ``n`` choices, or is one text to be scored. Each is a `Sequence`,
+which the engine runs as one session on every shard of its route. Everything needed to start again elsewhere
+(tokens so far, random generator, text given out) stands here, so a lost cache costs time only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from braid_orchestrator.engine.requests import (
+    ChoiceFinished,
+    Event,
+    FinishReason,
+    RequestTimings,
+    SamplingOptions,
+    ScoreResult,
+    TokenEvent,
+    TopLogprob,
+)
+from braid_orchestrator.engine.sampling import Pick, Sampler
+from braid_orchestrator.engine.text import IncrementalDecoder, StopScanner, TextCodec
+from braid_rpc.errors import BraidError
+
+Sink = Callable[[Event | ScoreResult | BraidError], None]
+
+# The route of a sequence: all shards braided, or one shard alone (its index in the plan).
+BRAIDED = -1
+
+_incarnations = itertools.count()
+
+
+class Request:
+    """What a user asked for, and where its events go. ``cancelled`` may be set from any thread."""
+
+    def __init__(
+        self, request_id: str, sink: Sink, num_choices: int, prompt_tokens: int, timeout_s: float
+    ) -> None:
+        self.request_id = request_id
+        self.sink = sink
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.unfinished = num_choices
+        self.cancelled = False
+        self.ended = False
+        self.started = False
+        self.arrived_s = time.monotonic()
+        self.deadline_s = self.arrived_s + timeout_s
+        self.timeout_s = timeout_s
+        self._admitted_s: float | None = None
+        self._first_token_s: float | None = None
+
+    def note_admission(self) -> None:
+        """The first choice got its sessions."""
+        if self._admitted_s is None:
+            self._admitted_s = time.monotonic()
+
+    def note_token(self) -> None:
+        """A token was picked."""
+        self.completion_tokens += 1
+        if self._first_token_s is None:
+            self._first_token_s = time.monotonic()
+
+    def timings(self) -> RequestTimings:
+        """Up to now."""
+        now = time.monotonic()
+        return RequestTimings(
+            queue_s=(self._admitted_s or now) - self.arrived_s,
+            time_to_first_token_s=(self._first_token_s or now) - self.arrived_s,
+            total_s=now - self.arrived_s,
+        )
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens of one choice. ``num_cached`` of them are in the shards' caches; the rest is to be run.
+    ``weights_version`` is the one it started with, and keeps when it has to start again."""
+
+    request: Request
+    index: int
+    route: int
+    token_ids: list[int]
+    session_id: str = ""
+    num_cached: int = 0
+    num_recoveries: int = 0
+    weights_version: str = ""
+
+    def renew_session(self) -> None:
+        """A new name for new sessions on all shards: nothing is cached there yet."""
+        self.session_id = f"{self.request.request_id}.{self.index}.{next(_incarnations)}"
+        self.num_cached = 0
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are not in the caches yet."""
+        return len(self.token_ids) - self.num_cached
+
+    def wanted_rows(self, num_rows: int) -> range:
+        """Which of the next ``num_rows`` rows need logits."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class GeneratedSequence(Sequence):
+    """A choice that grows."""
+
+    sampler: Sampler = field(kw_only=True)
+    options: SamplingOptions = field(kw_only=True)
+    decoder: IncrementalDecoder = field(kw_only=True)
+    scanner: StopScanner = field(kw_only=True)
+    eos_token_ids: frozenset[int] = field(kw_only=True)
+    num_generated: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        request: Request,
+        index: int,
+        route: int,
+        prompt_ids: tuple[int, ...],
+        options: SamplingOptions,
+        codec: TextCodec,
+        eos_token_ids: frozenset[int],
+    ) -> GeneratedSequence:
+        """Choice ``index`` of a request, before its first step."""
+        return cls(
+            request=request,
+            index=index,
+            route=route,
+            token_ids=list(prompt_ids),
+            sampler=Sampler(options, prompt_ids, eos_token_ids, index),
+            options=options,
+            decoder=IncrementalDecoder(codec, prompt_ids),
+            scanner=StopScanner(options.stop),
+            eos_token_ids=eos_token_ids,
+        )
+
+    def wanted_rows(self, num_rows: int) -> range:
+        """Only the last token's logits, and only once nothing is pending behind it."""
+        return range(num_rows - 1, num_rows) if num_rows == self.num_pending else range(0)
+
+    def extend(
+        self, pick: Pick, weights: dict[str, float], codec: TextCodec
+    ) -> tuple[TokenEvent, ChoiceFinished | None]:
+        """Append a picked token; says what to report and whether this ends the choice."""
+        self.token_ids.append(pick.token_id)
+        self.num_generated += 1
+        self.request.note_token()
+        text = self.decoder.push(pick.token_id)
+        stop: str | None = None
+        if self.num_generated > self.options.min_tokens:
+            text, stop = self.scanner.push(text)
+        finished = self._finish(pick.token_id, stop)
+        event = TokenEvent(
+            index=self.index,
+            token_id=pick.token_id,
+            text=text,
+            logprob=pick.logprob,
+            top_logprobs=tuple(TopLogprob(i, codec.token_name(i), logprob) for i, logprob in pick.top),
+            weights=weights,
+        )
+        return event, finished
+
+    def _finish(self, token_id: int, stop: str | None) -> ChoiceFinished | None:
+        if stop is not None:
+            return ChoiceFinished(self.index, "stop", stop)
+        reason: FinishReason
+        stop_reason: int | None = None
+        if token_id in self.eos_token_ids and not self.options.ignore_eos:
+            reason = "stop"
+        elif token_id in self.options.stop_token_ids:
+            reason, stop_reason = "stop", token_id
+        elif self.num_generated >= self.options.max_tokens:
+            reason = "length"
+        else:
+            return None
+        tail, stop = self.scanner.push(self.decoder.flush())
+        if stop is not None:
+            return ChoiceFinished(self.index, "stop", stop, tail)
+        return ChoiceFinished(self.index, reason, stop_reason, tail + self.scanner.flush())
+
+
+@dataclass(eq=False)
+class ScoredSequence(Sequence):
+    """A text whose tokens' log-probabilities are collected, at most ``max_rows`` in a step. ``num_bytes`` is the
+    UTF-8 length of the text that has log-probabilities: all but the first token's."""
+
+    max_rows: int = 1
+    num_bytes: int = 0
+    logprobs: list[float] = field(default_factory=lambda: [0.0])
+
+    def wanted_rows(self, num_rows: int) -> range:
+        """Every row but the text's last, whose next token isn't part of it; after a lost cache, only the rest."""
+        first = max(len(self.logprobs) - 1 - self.num_cached, 0)
+        last = num_rows - 1 if num_rows == self.num_pending else num_rows
+        return range(min(first, last), last)

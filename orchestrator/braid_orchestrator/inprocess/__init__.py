@@ -1,0 +1,1 @@
+"""A braid in one process, for notebooks and training: `BraidedLLM` and `ModelWrapper`."""

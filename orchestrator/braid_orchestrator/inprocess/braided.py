@@ -1,0 +1,304 @@
+"""Several models braided in one process, as the braiding guide has them. For notebooks and training.
+
+The engine and the fusion modules are those of the services, so both give the same tokens.
+
+Shapes: B texts, T tokens of the longest, S shards, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braid_fusion.plan import BraidPlan
+from braid_fusion.stack import FusionStack
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.config.values import BraidConfig, PointConfig
+from braid_orchestrator.engine.requests import Event, GenerateRequest, SamplingOptions
+from braid_orchestrator.inprocess.braided_config import Strategy, braid_config, load_models
+from braid_orchestrator.inprocess.fusion_files import load_modules, newest_version, save_modules
+from braid_orchestrator.inprocess.fusion_modules import FusionModules
+from braid_orchestrator.inprocess.generation import Completion, InProcessBraid
+from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
+from braid_orchestrator.inprocess.padding import pack
+from braid_orchestrator.inprocess.whole_text import run_whole
+from braid_rpc.errors import ConfigError
+from braid_services.fusion.translation import braid_errors
+from braid_services.shard.backend import ShardBackend
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True)
+class BraidedOutput:
+    """What `BraidedLLM.forward` gives. Padding has zeros.
+
+    ``logits`` (B, T, V): the anchor's, or log-probabilities where the readout mixes shards. ``hidden_states``:
+    the anchor's, each (B, T, D): the embeddings, the states between its layers (fused where they are), and what
+    enters its head. ``weights`` (B, T, S): each shard's in the next token's probability. ``loss``: mean over
+    the labels, None without any. ``metrics``: of each fusion point, scalar tensors.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...]
+    weights: Tensor
+    loss: Tensor | None
+    metrics: dict[str, Tensor]
+
+
+class BraidedLLM:
+    """Models that run in lock step and exchange hidden states at some of their layers.
+
+    The base models are frozen; only ``fusion_modules`` and ``readout`` can be trained.
+    """
+
+    def __init__(
+        self,
+        model_configs: Sequence[Mapping[str, Any] | ModelWrapper],
+        fusion_strategy: Strategy | Sequence[Strategy] = "learned_weighted",
+        fusion_layers: Sequence[int | float] | None = None,
+        *,
+        readout: str = "anchor",
+        injection: str = "residual",
+        anchor: str | int = 0,
+        fusion_width: int | None = None,
+        fusion_options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Load the models that are not loaded yet, and make untrained fusion modules.
+
+        Args:
+            model_configs: arguments of `ModelWrapper` by name ("model_name" and perhaps "role" …), or wrappers.
+            fusion_strategy: a strategy's name, or a class of your own whose instances take the list of states;
+                or one per layer.
+            fusion_layers: layers of the anchor, before which states are exchanged; in shards of another depth
+                the nearest relative depth. Or relative depths between 0 and 1. None: after each quarter.
+            readout: "anchor", "mixture" or "gate".
+            injection: "residual" or "replace".
+            anchor: name or index of the model whose tokenizer and text lead.
+            fusion_width: of the states that are fused; None: the smallest of the models' widths.
+            fusion_options: options of the strategy.
+            seed: of the fusion modules' first weights.
+
+        Raises: ConfigError, UnknownModelError, UnsupportedModelError, CorruptWeightsError.
+        """
+        models = load_models(model_configs)
+        config = braid_config(
+            models,
+            fusion_strategy,
+            fusion_layers,
+            anchor=anchor,
+            readout=readout,
+            injection=injection,
+            fusion_width=fusion_width,
+            options=fusion_options,
+            seed=seed,
+        )
+        self._start(models, config)
+
+    @classmethod
+    def from_config(cls, config: BraidConfig) -> BraidedLLM:
+        """The braid of a configuration with its trained weights, in this process.
+
+        Raises: as the constructor, and UnknownVersionError, WeightMismatchError.
+        """
+        braided = cls.__new__(cls)
+        models = [ModelWrapper.from_backend(ShardBackend.load(shard)) for shard in config.shards]
+        braided._start(models, config)
+        if config.fusion.weights is not None:
+            folder = Path(config.fusion.weights)
+            braided.load_fusion_layers(folder / (config.fusion.version or newest_version(folder)))
+        return braided
+
+    def _start(self, models: list[ModelWrapper], config: BraidConfig) -> None:
+        self.models = models
+        self.config = config
+        self._engine: InProcessBraid | None = None
+        self._use(self._new_stack())
+
+    @property
+    def plan(self) -> BraidPlan:
+        """The braid as it is: shards, points, readout."""
+        return self.stack.plan
+
+    @property
+    def readout(self) -> nn.Module:
+        """How next-token probabilities come about; without parameters for "anchor"."""
+        return self.stack.readout
+
+    @property
+    def backends(self) -> list[ShardBackend]:
+        """The models as shards, in the plan's order."""
+        return [model.backend for model in self.models]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that can be trained: fusion modules and readout."""
+        yield from self.stack.parameters()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> BraidedOutput:
+        """Run whole texts at once. Gradients flow to fusion modules and readout, and nowhere else.
+
+        Args:
+            input_ids: (B, T) token ids of the anchor.
+            attention_mask: (B, T), 0 for padding on either side. Positions count from a text's first token.
+            labels: (B, T) token ids, usually the input ids themselves: the loss compares each with what was
+                predicted one position before. −100 and padding don't count.
+
+        Raises: ShapeMismatchError, InvalidRequestError, ContextLengthError.
+        """
+        texts = pack(input_ids, attention_mask)
+        with braid_errors():
+            output = run_whole(
+                self.backends,
+                self.stack,
+                texts.token_ids_R,
+                texts.lengths,
+                keep_anchor_states=True,
+                want_metrics=True,
+            )
+        logits = texts.pad(output.scores)
+        return BraidedOutput(
+            logits=logits,
+            hidden_states=tuple(texts.pad(state) for state in output.anchor_states),
+            weights=texts.pad(output.log_weights.exp()),
+            loss=None if labels is None else _next_token_loss(logits, labels, attention_mask),
+            metrics=output.metrics,
+        )
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        use_braiding: bool = True,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> str:
+        """What comes after a prompt. Temperature 0 is greedy.
+
+        Args:
+            use_braiding: False lets the anchor answer alone.
+            sampling: further `SamplingOptions`, such as top_k, top_p, seed, stop.
+
+        Raises: BraidError, such as InvalidRequestError or ContextLengthError.
+        """
+        return self.complete(prompt, max_new_tokens, use_braiding, temperature, **sampling).text
+
+    def complete(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        use_braiding: bool = True,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> Completion:
+        """As `generate`, with the tokens and how much each shard had in them."""
+        request = _request(prompt, max_new_tokens, use_braiding, temperature, sampling)
+        return self._running().complete(request)
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        use_braiding: bool = True,
+        temperature: float = 0.0,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """As `generate`, as events as they come; leaving the iterator early cancels."""
+        yield from self._running().stream(
+            _request(prompt, max_new_tokens, use_braiding, temperature, sampling)
+        )
+
+    def save_fusion_layers(self, path: Path | str, training_record: Mapping[str, Any] | None = None) -> None:
+        """Write fusion modules and readout: a ``.pt`` or ``.safetensors`` file, or else a folder that services
+        can load as a version."""
+        save_modules(self.stack, Path(path), training_record)
+
+    def load_fusion_layers(self, path: Path | str) -> None:
+        """Read what `save_fusion_layers` wrote for the same models and points.
+
+        Raises: UnknownVersionError, WeightMismatchError, CorruptWeightsError; nothing has changed then.
+        """
+        load_modules(self.stack, Path(path))
+
+    def close(self) -> None:
+        """End the engine's threads, if it was used. The object stays usable."""
+        if self._engine is not None:
+            self._engine.stop()
+            self._engine = None
+
+    def __enter__(self) -> BraidedLLM:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _running(self) -> InProcessBraid:
+        self.stack.eval()
+        if self._engine is None:
+            self._engine = InProcessBraid(self.config.name, self.backends, self.stack)
+        return self._engine
+
+    def _new_stack(self) -> FusionStack:
+        with braid_errors():
+            return FusionStack(resolve_plan(self.config, [backend.card for backend in self.backends]))
+
+    def _use(self, stack: FusionStack) -> None:
+        self.close()
+        self.stack = stack
+        self.fusion_modules = FusionModules(stack.points, self._exchange)
+        stack.points = self.fusion_modules
+
+    def _exchange(self, name: str, module: nn.Module) -> None:
+        """Put a module in place of what fuses at a layer; at a layer without a fusion point, make one first."""
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        stack = self.stack
+        if name not in self.fusion_modules:
+            before = stack
+            stack = self._with_point_at(name)
+            for kept, point in before.points.items():
+                stack.points[kept] = point
+            stack.readout = before.readout
+        stack.point(name).strategy = module
+        points = [
+            replace(point, strategy=kind, options={}) if point.name == name else point
+            for point in stack.plan.points
+        ]
+        stack.plan = replace(stack.plan, points=tuple(points))
+        self._use(stack)
+
+    def _with_point_at(self, name: str) -> FusionStack:
+        if not name.isdecimal():
+            raise ConfigError(
+                f"fusion_modules: got the key {name!r}, expected the index of an anchor's layer"
+            )
+        model_point = self.config.points[0] if self.config.points else PointConfig(at=0)
+        added = replace(model_point, at=int(name), name="", strategy="weighted", options={})
+        self.config = replace(self.config, points=(*self.config.points, added))
+        return self._new_stack()
+
+
+def _request(
+    prompt: str, max_new_tokens: int, use_braiding: bool, temperature: float, sampling: Mapping[str, Any]
+) -> GenerateRequest:
+    options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
+    return GenerateRequest(prompt, options, use_braiding=use_braiding)
+
+
+def _next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    if mask_BT is not None:
+        labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED_LABEL)
+        # A text padded on the left starts after padding: nothing predicted its first token.
+        before_BT = functional.pad(mask_BT[:, :-1], (1, 0))
+        labels_BT = labels_BT.masked_fill(before_BT == 0, IGNORED_LABEL)
+    targets = labels_BT[:, 1:].reshape(-1).to(logits_BTV.device)
+    return functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1), targets.to(torch.int64), ignore_index=IGNORED_LABEL
+    )

@@ -1,0 +1,188 @@
+"""The `Braid` service over a braid: on a plain asynchronous gRPC server, and behind Ray Serve's gRPC proxy.
+
+`BraidRpc` answers with messages and raises `BraidError`s; `BraidServicer` and `fail_serve_call` know how each
+kind of server carries an error to the client (status, details, and the class in the trailing metadata).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import NoReturn, Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from braid_orchestrator.serving.grpc_messages import (
+    card_message,
+    event_message,
+    generate_request,
+    score_message,
+    score_request,
+)
+from braid_orchestrator.serving.port import BraidPort, as_generator
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, server_options
+from braid_rpc.errors import BraidError, UnavailableError
+from braid_rpc.status import error_to_status
+from braid_rpc.v1 import braid_pb2, braid_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+SERVICE_NAME = "braid.v1.Braid"
+
+
+class BraidRpc:
+    """The four calls, without a server around them."""
+
+    def __init__(self, get_service: Callable[[], BraidPort]) -> None:
+        self._get_service = get_service
+
+    async def generate(
+        self, message: braid_pb2.GenerateRequest
+    ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
+        """Events as they come. Closing the generator cancels the request."""
+        service = self._get_service()
+        description = service.describe()
+        shards = [shard.name for shard in description.shards]
+        request = generate_request(message, braid=service.name, shards=shards)
+        model = service.name if request.use_braiding else request.shard or description.anchor
+        async with aclosing(as_generator(service.generate(request))) as events:
+            async for event in events:
+                yield event_message(event, model)
+
+    async def score(self, message: braid_pb2.ScoreRequest) -> braid_pb2.ScoreReply:
+        """Log-probabilities of a text."""
+        return score_message(await self._get_service().score(score_request(message)))
+
+    async def describe(self, message: braid_pb2.DescribeBraidRequest) -> braid_pb2.BraidCard:
+        """What the braid is made of."""
+        return card_message(self._get_service().describe())
+
+    async def cancel(self, message: braid_pb2.CancelRequest) -> braid_pb2.CancelReply:
+        """End a running request."""
+        return braid_pb2.CancelReply(cancelled=self._get_service().cancel(message.request_id))
+
+
+def as_braid_error(error: Exception, method: str) -> BraidError:
+    """What a client is told. Of an unexpected failure it gets a number; the log has the rest under it."""
+    if isinstance(error, BraidError):
+        return error
+    number = uuid.uuid4().hex[:8]
+    _log.error("unexpected error %s in %s", number, method, exc_info=error)
+    return BraidError(f"{method}: unexpected error, number {number} in the server's log")
+
+
+class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]
+    """`BraidRpc` on a `grpc.aio` server."""
+
+    def __init__(self, rpc: BraidRpc) -> None:
+        self._rpc = rpc
+
+    async def Generate(  # noqa: N802  the protocol's name
+        self, request: braid_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
+        """Stream a completion."""
+        try:
+            async with aclosing(self._rpc.generate(request)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status for it
+            await _abort(context, error, "Generate")
+
+    async def Score(  # noqa: N802
+        self, request: braid_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> braid_pb2.ScoreReply:
+        """Log-probabilities of a text."""
+        try:
+            return await self._rpc.score(request)
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error, "Score")
+
+    async def Describe(  # noqa: N802
+        self, request: braid_pb2.DescribeBraidRequest, context: grpc.aio.ServicerContext
+    ) -> braid_pb2.BraidCard:
+        """What the braid is made of."""
+        try:
+            return await self._rpc.describe(request)
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error, "Describe")
+
+    async def Cancel(  # noqa: N802
+        self, request: braid_pb2.CancelRequest, context: grpc.aio.ServicerContext
+    ) -> braid_pb2.CancelReply:
+        """End a running request."""
+        try:
+            return await self._rpc.cancel(request)
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error, "Cancel")
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> NoReturn:
+    code, details, metadata = error_to_status(as_braid_error(error, method))
+    await context.abort(code, details, metadata)
+    raise error  # abort has raised; this tells the type checker
+
+
+class ServeContext(Protocol):
+    """What is used of Ray Serve's context of a call."""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """The status to end with."""
+
+    def set_details(self, details: str) -> None:
+        """Its text."""
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
+        """What goes with it."""
+
+
+def fail_serve_call(context: ServeContext, error: Exception, method: str) -> None:
+    """Have a call behind Ray Serve's proxy end with an error's status.
+
+    The proxy drops trailing metadata when a replica raises, but takes them from the context of whatever it
+    answers. So the method returns (or yields, last) an empty message after this, which a client passes over.
+    """
+    code, details, metadata = error_to_status(as_braid_error(error, method))
+    context.set_code(code)
+    context.set_details(details)
+    context.set_trailing_metadata(list(metadata))
+
+
+class BraidServer:
+    """A `grpc.aio` server of one braid, with health and reflection. Made, started and stopped in one loop."""
+
+    def __init__(
+        self,
+        get_service: Callable[[], BraidPort],
+        targets: Sequence[str],
+        *,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._server = grpc.aio.server(options=server_options(max_message_bytes))
+        braid_pb2_grpc.add_BraidServicer_to_server(BraidServicer(BraidRpc(get_service)), self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.targets = tuple(self._bind(target) for target in targets)
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        await self._server.start()
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """Take no new calls, and end the running ones after ``grace_s``."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    def _bind(self, target: str) -> str:
+        try:
+            port = self._server.add_insecure_port(target)
+        except RuntimeError:
+            raise UnavailableError(f"cannot listen on {target}, expected an address that is free") from None
+        return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"

@@ -1,0 +1,46 @@
+"""What HTTP, gRPC and the command line need of a running braid. `service.BraidService` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Protocol, cast
+
+from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest, ScoreResult
+
+if TYPE_CHECKING:
+    from braid_orchestrator.engine.engine import EngineStats
+    from braid_orchestrator.serving.service import BraidDescription
+
+
+class BraidPort(Protocol):
+    """A braid that answers. Every method raises `BraidError`s only."""
+
+    @property
+    def name(self) -> str:
+        """The braid's name: what a client gives as ``model``."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Started, then tokens and finished choices, then Finished. Closing it cancels the request."""
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Log-probabilities of a given text. Cancelling the task cancels the request."""
+
+    def describe(self) -> BraidDescription:
+        """What the braid is made of."""
+
+    def cancel(self, request_id: str) -> bool:
+        """False: no such request is running."""
+
+    def ready(self) -> None:
+        """Raises: UnavailableError, saying what is missing."""
+
+    async def activate(self, version: str) -> str:
+        """Use another version of the fusion weights for requests from now on; returns its name."""
+
+    def stats(self) -> EngineStats:
+        """Figures of this moment."""
+
+
+def as_generator(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+    """A braid's events are an async generator: closing it cancels the request."""
+    return cast("AsyncGenerator[Event, None]", events)
