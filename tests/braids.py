@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from braid_services.shard.main import serve_backend
 from models import tiny_backend
 from torch import Tensor
 
@@ -18,9 +17,15 @@ from braid_fusion.mixing import logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import assemble_local, assemble_remote, resolve_plan
-from braid_orchestrator.config import BraidConfig, FusionConfig, LimitsConfig, PointConfig, ReadoutConfig
-from braid_orchestrator.engine import Engine
-from braid_orchestrator.requests import (
+from braid_orchestrator.config.values import (
+    BraidConfig,
+    FusionConfig,
+    LimitsConfig,
+    PointConfig,
+    ReadoutConfig,
+)
+from braid_orchestrator.engine.engine import Engine
+from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
     Finished,
@@ -34,6 +39,7 @@ from braid_rpc.errors import BraidError
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
+from braid_services.shard.main import serve_backend
 
 WAIT_S = 60.0
 TRANSPORTS = ("in process", "grpc, fusion embedded", "grpc, fusion service")

@@ -34,14 +34,9 @@ from braid_fusion.context import FusionContext
 from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
 from braid_orchestrator.cli.main import app as command_line
-from braid_orchestrator.config_models import SECTIONS, BraidModel, parse_size
-from braid_orchestrator.config_schema import load_braid_config
-from braid_orchestrator.http.answers import event_data
-from braid_orchestrator.http.app import create_app
-from braid_orchestrator.http.errors import error_body
-from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut
-from braid_orchestrator.metrics import MeteredService
-from braid_orchestrator.requests import (
+from braid_orchestrator.config.models import SECTIONS, BraidModel, parse_size
+from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Finished,
     RequestTimings,
@@ -49,6 +44,11 @@ from braid_orchestrator.requests import (
     Started,
     TokenEvent,
 )
+from braid_orchestrator.http.answers import event_data
+from braid_orchestrator.http.app import create_app
+from braid_orchestrator.http.errors import error_body
+from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut
+from braid_orchestrator.serving.metrics import MeteredService
 from braid_rpc.errors import ERROR_TYPES, BraidError, ConfigError, InvalidRequestError
 from braid_services.fusion.backend import FusionBackend
 from braid_services.fusion.main import serve_fusion

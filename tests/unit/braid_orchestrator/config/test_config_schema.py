@@ -21,7 +21,7 @@ from braid_orchestrator.config.schema import load_braid_config, load_endpoints, 
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ShardConfig
 
-DEPLOY = Path(__file__).parents[3] / "deploy" / "braid.yaml"
+DEPLOY = Path(__file__).parents[4] / "deploy" / "braid.yaml"
 
 
 def settings() -> dict[str, Any]:
