@@ -168,7 +168,10 @@ def running(
             fusion = None
             if transport == "grpc, fusion service":
                 server = serve_fusion(
-                    config.fusion.weights, config.fusion.version, [f"unix:{sockets}/fusion.sock"]
+                    config.fusion.weights,
+                    config.fusion.version,
+                    [f"unix:{sockets}/fusion.sock"],
+                    imports=config.fusion.imports,
                 )
                 servers.append(server)
                 fusion = lambda target=server.targets[0]: target  # noqa: E731

@@ -16,6 +16,7 @@ from braid_orchestrator.serving.service import BraidService
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConfigError
 from braid_services.fusion.backend import FusionBackend
+from braid_services.fusion.main import import_strategies
 from braid_services.shard.backend import ShardBackend
 
 Resolver = Callable[[], str]
@@ -54,6 +55,7 @@ def assemble_remote(
 
 
 def _embedded_fusion(config: BraidConfig) -> Fusion:
+    import_strategies(config.fusion.imports)
     return LocalFusion(FusionBackend(config.fusion.weights, config.fusion.version))
 
 

@@ -94,7 +94,10 @@ class FusionReplica(_Replica):
         from braid_services.fusion.main import serve_fusion
 
         super().__init__(
-            FUSION, lambda targets: serve_fusion(config.weights, config.version, targets, config.threads)
+            FUSION,
+            lambda targets: serve_fusion(
+                config.weights, config.version, targets, config.threads, imports=config.imports
+            ),
         )
 
 

@@ -87,6 +87,10 @@ def fusion(
     target: Targets = None,
     config: ConfigFile = None,
     threads: Annotated[int, typer.Option(help="Torch's threads; 0 leaves its own choice.")] = 1,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="A module that registers strategies; may be given again."),
+    ] = None,
     exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve the fusion modules and the readout of one braid; an orchestrator sends the plan.
@@ -102,7 +106,8 @@ def fusion(
     if config is not None:
         settings = _load(config).fusion
         weights, version, threads = settings.weights, settings.version, settings.threads
-    server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads)
+        imports = [*settings.imports]
+    server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads, imports=imports or ())
     _serve(server, "fusion", exit_with_parent)
 
 

@@ -143,6 +143,7 @@ class FusionModel(_Model):
     weights: StrictStr | None = None
     version: StrictStr | None = None
     threads: Annotated[StrictInt, Field(ge=0)] = 1
+    imports: tuple[StrictStr, ...] = ()
 
 
 class LimitsModel(_Model):

@@ -53,12 +53,14 @@ class LimitsConfig:
 @dataclass(frozen=True, slots=True)
 class FusionConfig:
     """Where the fusion modules run (``embedded`` in the orchestrator, or as a ``service``) and their weights:
-    a folder of versions (None: untrained) and the version to start with (None: the newest)."""
+    a folder of versions (None: untrained) and the version to start with (None: the newest). ``imports`` are
+    modules that register strategies of one's own."""
 
     placement: Literal["embedded", "service"] = "service"
     weights: str | None = None
     version: str | None = None
     threads: int = 1
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

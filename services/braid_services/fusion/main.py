@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
-from braid_rpc.errors import InvalidRequestError
+from braid_rpc.errors import ConfigError, InvalidRequestError
 from braid_services.fusion.backend import FusionBackend
 from braid_services.fusion.servicer import FusionServicer
 from braid_services.serving import RunningServer, start_server
+
+
+def import_strategies(modules: Sequence[str]) -> None:
+    """Import modules, so that the strategies they register can be named. Raises: ConfigError."""
+    for name in modules:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"fusion.imports: got {name!r}, expected a module that can be imported: {error}"
+            ) from error
 
 
 def serve_fusion(
@@ -20,6 +32,7 @@ def serve_fusion(
     targets: Sequence[str],
     threads: int = 1,
     *,
+    imports: Sequence[str] = (),
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
 ) -> RunningServer:
     """Serve fusion modules on ``targets`` (``unix:/path``, ``host:port``) and return at once.
@@ -28,12 +41,16 @@ def serve_fusion(
     untrained), of ``version`` (None: the newest). ``threads`` is torch's thread count in this process; 0 leaves
     it as it is.
 
-    Raises: InvalidRequestError for threads below 0 or a malformed target, ConflictError for one that is taken.
+    ``imports``: modules that register strategies of one's own.
+
+    Raises: InvalidRequestError for threads below 0 or a malformed target, ConflictError for one that is taken,
+    ConfigError for a module that can't be imported.
     """
     if threads < 0:
         raise InvalidRequestError(f"threads: got {threads}, expected 0 (torch's own choice) or more")
     if threads:
         torch.set_num_threads(threads)
+    import_strategies(imports)
     backend = FusionBackend(weights_dir, version)
     return start_server(
         [FusionServicer(backend, max_message_bytes)], targets, max_message_bytes=max_message_bytes
