@@ -152,6 +152,7 @@ def _check_fields(rows: dict[str, dict[str, str]], model: type[BaseModel]) -> No
             value = type(default).model_validate(value)
         elif isinstance(default, int) and isinstance(value, str):
             value = parse_size(value)
+        default = list(default) if isinstance(default, tuple) else default
         assert value == default and isinstance(value, bool) == isinstance(default, bool), key
 
 
