@@ -172,7 +172,7 @@ class _Build:
         shutil.rmtree(scratch)
 
     def _train_fusion(self, corpus: Corpus, show: _Stages) -> None:
-        with _threads(min(4, os.cpu_count() or 1)):
+        with _threads(min(self.recipe.fusion.threads, os.cpu_count() or 1)):
             bar = show.bar("training the fusion modules")
             started = time.monotonic()
             shutil.rmtree(self.folder / FUSION_FOLDER, ignore_errors=True)

@@ -67,6 +67,7 @@ def make_model(specialist: SpecialistRecipe, vocab_size: int, context_length: in
         num_attention_heads=specialist.num_heads,
         num_key_value_heads=specialist.num_heads,
         max_position_embeddings=context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": specialist.rotary_base},
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,

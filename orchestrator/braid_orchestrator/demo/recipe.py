@@ -26,15 +26,16 @@ class SpecialistRecipe:
     window: int = 128
     long_window: int = 512
     long_share: float = 0.15
+    rotary_base: float = 1000.0
     step_tokens: int = 1024
-    learning_rate: float = 0.01
-    matrix_learning_rate: float = 0.04
+    learning_rate: float = 0.02
+    matrix_learning_rate: float = 0.015
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FusionRecipe:
-    """The training of the fusion modules and the readout."""
+    """The training of the fusion modules and the readout, on ``threads`` cores if there are as many."""
 
     num_steps: int
     max_seconds: float
@@ -42,6 +43,7 @@ class FusionRecipe:
     window: int = 256
     step_tokens: int = 1024
     learning_rate: float = 3e-3
+    threads: int = 2
     seed: int = 0
 
 
@@ -81,12 +83,12 @@ def digest(parts: Any) -> str:
 
 
 FULL = DemoRecipe(
-    vocab_size=4096,
+    vocab_size=2048,
     tokenizer_chars=4_000_000,
     context_length=1024,
     specialists=(
-        SpecialistRecipe("code", 128, 4, 4, 384, num_steps=1000, max_seconds=185.0),
-        SpecialistRecipe("prose", 96, 6, 3, 256, num_steps=1000, max_seconds=185.0, seed=1),
+        SpecialistRecipe("code", 128, 4, 2, 384, num_steps=1000, max_seconds=185.0),
+        SpecialistRecipe("prose", 96, 6, 2, 256, num_steps=1000, max_seconds=185.0, seed=1),
     ),
     fusion=FusionRecipe(num_steps=300, max_seconds=75.0, num_chars=1_200_000),
     evaluation_chars=60_000,
@@ -100,7 +102,7 @@ QUICK = replace(
         replace(specialist, width=32 * (2 - i), num_layers=4 - i, num_heads=2, mlp_width=64, num_steps=60)
         for i, specialist in enumerate(FULL.specialists)
     ),
-    fusion=replace(FULL.fusion, num_steps=25, num_chars=60_000, step_tokens=512),
+    fusion=replace(FULL.fusion, num_steps=25, num_chars=60_000, step_tokens=512, threads=1),
     evaluation_chars=5_000,
     evaluation_window=256,
     corpus_share=0.1,
