@@ -36,13 +36,24 @@ def encode_torch(tensor: Tensor) -> tensor_pb2.Tensor:
 
     Raises: InvalidRequestError for a dtype that the wire does not know.
     """
+    message = tensor_pb2.Tensor()
+    put_torch(tensor, message)
+    return message
+
+
+def put_torch(tensor: Tensor, message: tensor_pb2.Tensor) -> None:
+    """Write ``tensor`` into an empty message that is part of another one: a copy less. Raises: as `encode_torch`."""
     code = _CODE_BY_TORCH.get(tensor.dtype)
     if code is None:
         raise InvalidRequestError(f"tensor: got dtype {tensor.dtype}, expected one of {sorted(DTYPE_CODES)}")
-    plain = tensor.detach().cpu()
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    if not plain.is_cpu:
+        plain = plain.cpu()
     if plain.dtype is torch.bfloat16:
         plain = plain.contiguous().view(torch.int16)
-    return tensor_pb2.Tensor(dtype=code, shape=tensor.shape, data=plain.numpy().tobytes())
+    message.dtype = code
+    message.shape.extend(tensor.shape)
+    message.data = plain.numpy().tobytes()
 
 
 def decode_torch(

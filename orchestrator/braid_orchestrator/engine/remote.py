@@ -20,7 +20,7 @@ from braid_rpc.shard_client import ShardClient
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
 from braid_rpc.stream_client import FusionStreamClient, ShardStreamClient
 from braid_rpc.v1 import fusion_pb2, shard_pb2, tensor_pb2
-from braid_services.tensors import decode_torch, encode_torch
+from braid_services.tensors import decode_torch, encode_torch, put_torch
 
 
 class RemoteShard:
@@ -61,19 +61,21 @@ class RemoteShard:
     def send_step(self, step: SpanStep[Tensor]) -> None:
         """See `ports.Shard`."""
         started = time.perf_counter()
-        message = shard_pb2.Step(
-            step_id=step.step_id,
-            start_layer=step.start_layer,
-            end_layer=step.end_layer,
-            final=step.final,
-            segments=_segments(step.segments),
-            logit_rows=step.logit_rows,
-        )
-        if step.token_ids is not None:
-            message.token_ids.CopyFrom(encode_torch(step.token_ids))
+        # Written in place, field by field: nothing is copied twice.
+        request = shard_pb2.ShardRequest()
+        message = request.step
+        message.step_id = step.step_id
+        message.start_layer = step.start_layer
+        message.end_layer = step.end_layer
+        message.final = step.final
         if step.hidden is not None:
-            message.hidden.CopyFrom(encode_torch(step.hidden))
-        request = shard_pb2.ShardRequest(step=message)
+            put_torch(step.hidden, message.hidden)
+        if step.token_ids is not None:
+            put_torch(step.token_ids, message.token_ids)
+        if step.segments:
+            message.segments.extend(_segments(step.segments))
+        if step.logit_rows:
+            message.logit_rows.extend(step.logit_rows)
         self._encode_s = time.perf_counter() - started
         try:
             self._stream.send(request)
@@ -191,13 +193,13 @@ class RemoteFusion:
     ) -> FuseResult:
         """See `ports.Fusion`."""
         started = time.perf_counter()
-        message = fusion_pb2.Fuse(
-            step_id=step_id,
-            point=point,
-            segments=_segments(segments),
-            states=[encode_torch(state) for state in states],
-        )
-        request = fusion_pb2.FusionRequest(fuse=message)
+        request = fusion_pb2.FusionRequest()
+        message = request.fuse
+        message.step_id = step_id
+        message.point = point
+        message.segments.extend(_segments(segments))
+        for state in states:
+            put_torch(state, message.states.add())
         encode_s = time.perf_counter() - started
         reply = self._call(request)
         started = time.perf_counter()

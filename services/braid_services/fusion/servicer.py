@@ -16,11 +16,9 @@ from braid_rpc.errors import BraidError, ConfigError, InvalidRequestError, Shape
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import Segment
 from braid_rpc.tensor import FLOAT_DTYPES
-from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc, tensor_pb2
+from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 from braid_services.fusion.backend import FusionBackend, FusionStream
-from braid_services.tensors import decode_torch, encode_torch
-
-_NO_TENSOR = tensor_pb2.Tensor()
+from braid_services.tensors import decode_torch, put_torch
 
 
 class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
@@ -153,9 +151,10 @@ class _Call:
         started = time.perf_counter()
         fused = self._stream.fuse(op.step_id, op.point, segments, states)
         compute_s = time.perf_counter() - started
-        reply.fused.states.extend(
-            _NO_TENSOR if state is None else encode_torch(state) for state in fused.states
-        )
+        for state in fused.states:
+            message = reply.fused.states.add()
+            if state is not None:
+                put_torch(state, message)
         return compute_s
 
     def _read_out(self, op: fusion_pb2.ReadOut, reply: fusion_pb2.FusionReply) -> float:
@@ -170,7 +169,7 @@ class _Call:
         started = time.perf_counter()
         log_weights = self._stream.read_out(op.step_id, list(op.session_ids), hidden, features)
         compute_s = time.perf_counter() - started
-        reply.weights.log_weights.CopyFrom(encode_torch(log_weights))
+        put_torch(log_weights, reply.weights.log_weights)
         return compute_s
 
     def _crop(self, op: fusion_pb2.CropFusion, reply: fusion_pb2.FusionReply) -> float:
