@@ -64,7 +64,8 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
         plan = resolve_plan(config, [shard.card for shard in shards])
         fusion.prepare(plan)
         text = TextCodec(shards[plan.anchor].tokenizer_json())
-        engine = Engine(config.name, shards, fusion, plan, text, config.limits)
+        max_message_bytes = min(shard.max_message_bytes for shard in config.shards)
+        engine = Engine(config.name, shards, fusion, plan, text, config.limits, max_message_bytes)
     except BaseException:
         for shard in shards:
             shard.shutdown()

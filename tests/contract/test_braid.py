@@ -19,7 +19,8 @@ from braid_orchestrator.config.values import (
     PointConfig,
     ReadoutConfig,
 )
-from braid_rpc.errors import ConfigError
+from braid_orchestrator.engine.requests import GenerateRequest
+from braid_rpc.errors import ConfigError, ContextLengthError, InvalidRequestError, UnavailableError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
@@ -78,23 +79,88 @@ def test_the_anchor_alone_equals_transformers(backends: list[ShardBackend]) -> N
     assert got.token_ids == expected[0, len(prompt) :].tolist()
 
 
-def test_a_full_cache_makes_the_youngest_wait_and_changes_no_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("points", "readout", "alone"),
+    [
+        (POINTS, "gate", False),
+        ((), "mixture", False),
+        (POINTS[:1], "anchor", False),
+        (POINTS, "gate", True),
+    ],
+    ids=["two points", "no point", "an augmenting shard stops early", "each shard alone"],
+)
+def test_a_full_cache_makes_the_youngest_wait_and_changes_no_token(
+    tmp_path: Path, points: tuple[PointConfig, ...], readout: str, alone: bool
+) -> None:
     roomy = two_backends()
     stream = roomy[1].stream()
     stream.open([OpenSession("probe", 8)])
     block = roomy[1].card.cache_bytes_total - roomy[1].card.cache_bytes_free
     stream.end()
-    tight = two_backends(cache_bytes=9 * block)
-    config = braid_config(points=POINTS, limits=LIMITS)
-    prompts = ["the one", "another", "third thing"]
+    tight = two_backends(cache_bytes=(5 if alone else 9) * block)
+    config = braid_config(points=points, readout=ReadoutConfig(readout), limits=LIMITS)
+    asked = [
+        {"prompt": prompt, "seed": 1, "max_tokens": 30, "ignore_eos": True}
+        | ({"use_braiding": False, "shard": "right" if at % 2 else "left"} if alone else {})
+        for at, prompt in enumerate(["the one", "another", "third thing", "the last"])
+    ]
     with running(config, roomy, "in process", tmp_path) as client:
-        expected = [client.generate(p, seed=1, max_tokens=30, ignore_eos=True).token_ids for p in prompts]
+        expected = [client.generate(**one).token_ids for one in asked]
     with running(config, tight, "in process", tmp_path) as client:
-        waiting = [client.submit(p, seed=1, max_tokens=30, ignore_eos=True) for p in prompts]
+        waiting = [client.submit(**one) for one in asked]
         got = [client.results(events)[0].token_ids for events in waiting]
         preemptions = client.engine.stats().preemptions
     assert got == expected
     assert preemptions > 0
+
+
+def test_a_text_as_long_as_the_context_can_be_scored(backends: list[ShardBackend]) -> None:
+    with running(braid_config(limits=LIMITS), backends, "in process", Path()) as client:
+        assert len(client.score((1, 2, 3, 4) * 64).logprobs) == 256
+        with pytest.raises(ContextLengthError):
+            client.score((1,) * 257)
+
+
+def test_scoring_refuses_what_generating_refuses(backends: list[ShardBackend]) -> None:
+    with running(braid_config(limits=LIMITS), backends, "in process", Path()) as client:
+        for options in ({"shard": "left"}, {"timeout_s": -1.0}, {"timeout_s": float("nan")}):
+            with pytest.raises(InvalidRequestError):
+                client.score("the one", **options)
+
+
+def test_one_step_brings_no_more_logits_than_fit_into_a_message(backends: list[ShardBackend]) -> None:
+    config = braid_config(limits=LIMITS)
+    roomy_shards = tuple(
+        replace(shard, max_message_bytes=2**21 + 6 * 4 * (262 + 48)) for shard in config.shards
+    )
+    config = replace(config, shards=roomy_shards)
+    with running(config, backends, "in process", Path()) as client:
+        events = [client.submit(TEXT, seed=1, max_tokens=8, ignore_eos=True) for _ in range(3)]
+        scored = [client.score(TEXT) for _ in range(2)]
+        assert scored[0].logprobs == pytest.approx(scored[1].logprobs, abs=1e-4)
+        for one in events:
+            assert len(client.results(one)[0].token_ids) == 8
+
+
+def test_a_repetition_penalty_bites_in_every_readout(backends: list[ShardBackend]) -> None:
+    for readout in ("anchor", "mixture", "gate"):
+        config = braid_config(readout=ReadoutConfig(readout), limits=LIMITS)
+        with running(config, backends, "in process", Path()) as client:
+            options = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
+            plain = client.generate("the the the", **options).token_ids
+            varied = client.generate("the the the", repetition_penalty=2.0, **options).token_ids
+        assert len(set(varied)) > len(set(plain))
+
+
+def test_a_request_that_comes_while_the_engine_stops_is_refused(backends: list[ShardBackend]) -> None:
+    with running(braid_config(limits=LIMITS), backends, "in process", Path()) as client:
+        client.engine.stop()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            client.submit("the one")
+        with pytest.raises(UnavailableError, match="shutting down"):
+            client.engine._enqueue(client.engine._intake.generation(GenerateRequest("a"), "x", print))
+        with pytest.raises(UnavailableError, match="has ended"):
+            client.engine.check_alive()
 
 
 def test_shards_of_different_tokenizers_are_refused(backends: list[ShardBackend]) -> None:

@@ -13,7 +13,7 @@ from braids import braid_config, running, two_backends
 from braid_orchestrator.config.values import FusionConfig, PointConfig
 from braid_rpc.errors import ConfigError
 
-MODULE = '''
+MODULE = """
 import torch
 from braid_fusion import FusionLayer, register_strategy
 
@@ -25,7 +25,7 @@ class Concatenated(FusionLayer):
 
     def forward(self, hidden_states):
         return self.mix(torch.cat(list(hidden_states), dim=-1))
-'''
+"""
 
 
 @pytest.mark.parametrize("transport", ["in process", "grpc, fusion service"])

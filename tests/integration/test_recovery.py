@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -98,14 +98,7 @@ def test_a_part_that_stays_away_is_named_and_welcome_back(parts: Parts, client: 
         client.submit("the one", **OPTIONS)
     assert refused.value.retry_after_s > 0
     parts.start("right")
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.engine.check_ready()
-            break
-        except UnavailableError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    wait_for(lambda: is_ready(client))
     assert client.generate("the one", **OPTIONS).token_ids
 
 
@@ -119,3 +112,31 @@ def test_the_active_version_outlives_the_fusion_service(parts: Parts, client: Cl
     parts.start("fusion")
     assert client.generate("the one", **OPTIONS).token_ids == expected
     assert client.engine.weights_version == "v4"
+
+
+def test_an_idle_braid_notices_that_a_part_is_gone(
+    parts: Parts, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("braid_orchestrator.engine.engine._PING_EVERY_S", 0.1)
+    client.generate("the one", **{**OPTIONS, "max_tokens": 1})
+    client.engine.check_ready()
+    parts.stop("right")
+    wait_for(lambda: not is_ready(client))
+    client.engine.check_alive()
+    parts.start("right")
+    wait_for(lambda: is_ready(client))
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        client.engine.check_ready()
+    except UnavailableError:
+        return False
+    return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -194,6 +194,11 @@ class BraidModel(_Model):
                 if receiver not in names:
                     raise ConfigError(f"{key}.receivers: got {receiver!r}, expected shards among: {known}")
         limits = self.limits
+        if limits.max_batch_tokens <= limits.max_running:
+            raise ConfigError(
+                f"limits.max_batch_tokens: got {limits.max_batch_tokens}, expected more than limits.max_running "
+                f"({limits.max_running}), or new prompts would wait until others have ended"
+            )
         if limits.prefill_chunk > limits.max_batch_tokens:
             raise ConfigError(
                 f"limits.prefill_chunk: got {limits.prefill_chunk}, expected at most limits.max_batch_tokens "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import uuid
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -24,7 +25,13 @@ from braid_orchestrator.engine.sessions import BRAIDED, Request, Sequence, Sink
 from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.engine.trace import StepTrace
 from braid_rpc.cards import ShardCard
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_rpc.errors import UnavailableError
+
+# What a message holds beside its logits.
+_ENVELOPE_BYTES = 2 * 2**20
+# An idle engine looks that often whether its parts are still there.
+_PING_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,9 @@ class Engine:
         plan: BraidPlan,
         text: TextCodec,
         limits: LimitsConfig,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
+        """``max_message_bytes`` is what fits into one message of any shard."""
         self.name = name
         self.plan = plan
         self.text = text
@@ -64,7 +73,8 @@ class Engine:
         self._fusion = fusion
         self._limits = limits
         self._intake = Intake(plan, [shard.card for shard in shards], text, limits)
-        self._scheduler = Scheduler(limits)
+        row_bytes = 4 * max(shard.vocab_size + shard.width for shard in plan.shards)
+        self._scheduler = Scheduler(limits, max(1, (max_message_bytes - _ENVELOPE_BYTES) // row_bytes))
         lockstep = LockStep(shards, fusion, plan)
         self._rounds = Rounds(
             self._scheduler,
@@ -79,6 +89,7 @@ class Engine:
         self._inbox: list[Sequence] = []
         self._wake = threading.Condition()
         self._stopping = False
+        self._last_round_s = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     @property
@@ -106,8 +117,10 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse what is left, free everything, end the thread."""
+        """Refuse what is left, free everything, end the thread. Harmless when repeated."""
         with self._wake:
+            if self._stopping:
+                return
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
@@ -122,12 +135,12 @@ class Engine:
         Returns: its id. Raises: InvalidRequestError, ContextLengthError, UnknownShardError, QueueFullError,
         UnavailableError.
         """
-        self.check_ready()
+        self._check_open()
         return self._enqueue(self._intake.generation(request, request.request_id or uuid.uuid4().hex, sink))
 
     def submit_score(self, request: ScoreRequest, sink: Sink) -> str:
         """Take a text in; one `ScoreResult` or `BraidError` goes to ``sink``. Returns and raises as `submit`."""
-        self.check_ready()
+        self._check_open()
         return self._enqueue([self._intake.scoring(request, uuid.uuid4().hex, sink)])
 
     def cancel(self, request_id: str) -> bool:
@@ -141,7 +154,22 @@ class Engine:
             return True
 
     def check_ready(self) -> None:
-        """Raises: UnavailableError, saying what is missing."""
+        """All parts answer. Raises: UnavailableError, saying what is missing."""
+        self._check_open()
+        lost = self._rounds.lost
+        if lost is not None:
+            raise UnavailableError(lost.message, retry_after_s=1.0)
+
+    def check_alive(self) -> None:
+        """The engine goes round, whether or not its parts answer. Raises: UnavailableError."""
+        age_s = time.monotonic() - self._last_round_s
+        if not self._thread.is_alive():
+            raise UnavailableError(f"braid {self.name!r}: the engine's thread has ended")
+        if age_s > 2 * self._limits.step_timeout_s + _PING_EVERY_S:
+            raise UnavailableError(f"braid {self.name!r}: the engine has been stuck for {age_s:.0f} s")
+
+    def _check_open(self) -> None:
+        """Requests are taken in: also while a lost part may come back soon. Raises: UnavailableError."""
         if self._stopping:
             raise UnavailableError(f"braid {self.name!r} is shutting down")
         down = self._rounds.down
@@ -171,6 +199,7 @@ class Engine:
     def _enqueue(self, sequences: list[Sequence]) -> str:
         request = sequences[0].request
         with self._wake:
+            self._check_open()
             self._intake.check_unused(request.request_id, self._requests)
             self._scheduler.check_room(len(sequences) + len(self._inbox), self._expected_wait_s())
             self._requests[request.request_id] = request
@@ -190,8 +219,9 @@ class Engine:
             with self._wake:
                 pause_s = self._rounds.pause_s
                 if pause_s != 0.0 and not self._stopping and not self._inbox:
-                    self._wake.wait(pause_s)
+                    self._wake.wait(_PING_EVERY_S if pause_s is None else pause_s)
                 arrived, self._inbox = self._inbox, []
+            self._last_round_s = time.monotonic()
             self._scheduler.enqueue(arrived)
             if self._stopping:
                 break

@@ -46,6 +46,10 @@ class Intake:
     def generation(self, asked: GenerateRequest, request_id: str, sink: Sink) -> list[Sequence]:
         """One sequence per choice. Raises: InvalidRequestError, ContextLengthError, UnknownShardError."""
         asked.validate()
+        if asked.n > self._limits.max_waiting:
+            raise InvalidRequestError(
+                f"n: got {asked.n}, expected at most limits.max_waiting ({self._limits.max_waiting})"
+            )
         route = self._route(asked.use_braiding, asked.shard)
         self._check_token_ids("logit_bias", asked.sampling.logit_bias, route)
         self._check_token_ids("stop_token_ids", asked.sampling.stop_token_ids, route)
@@ -61,11 +65,8 @@ class Intake:
 
     def scoring(self, asked: ScoreRequest, request_id: str, sink: Sink) -> Sequence:
         """The sequence of a text. Raises: as `generation`."""
+        asked.validate()
         route = self._route(asked.use_braiding, asked.shard)
-        if not asked.prompt:
-            raise InvalidRequestError(
-                "prompt: got an empty text, expected at least one character or token id"
-            )
         encoded = self._encode(asked.prompt, route)
         self._check_length(len(encoded.token_ids), 0, route)
         request = Request(request_id, sink, 1, len(encoded.token_ids), self._timeout_s(asked.timeout_s))

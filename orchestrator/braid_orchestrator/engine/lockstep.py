@@ -9,7 +9,7 @@ Shapes: T packed rows, R logit rows, S shards, D a shard's width, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """``scores`` (R, V): logits or log-probabilities, whichever the readout gives; ``weights`` (R, S)."""
+    """``scores`` (R, V): logits, whose softmax are the probabilities that the readout gives; ``weights`` (R, S)."""
 
     scores: Tensor
     weights: Tensor
@@ -74,9 +74,8 @@ class LockStep:
         last: dict[int, SpanResult[Tensor]] = {}
         for span in range(num_points + 1):
             running = [s for s in self.braided_shards() if span < num_points or self._runs_to_end(s)]
-            last = self._run_at_once(
-                span, {shard: self._span_step(shard, span, batch, hidden) for shard in running}, trace
-            )
+            steps = {shard: self._span_step(shard, span, batch, hidden) for shard in running}
+            last = self._run_at_once(span, steps, dict.fromkeys(running, batch), trace)
             if span < num_points:
                 hidden = self._exchange(
                     span, batch.segments, [last[shard].hidden for shard in running], trace
@@ -99,7 +98,7 @@ class LockStep:
             for shard, batch in batches.items()
         }
         scores: dict[int, Scores] = {}
-        for shard, result in self._run_at_once(-1, steps, trace).items():
+        for shard, result in self._run_at_once(-1, steps, batches, trace).items():
             if batches[shard].logit_rows and result.logits is not None:
                 weights = torch.zeros(len(batches[shard].logit_rows), len(self._shards))
                 weights[:, shard] = 1.0
@@ -130,10 +129,14 @@ class LockStep:
         )
 
     def _run_at_once(
-        self, span: int, steps: dict[int, SpanStep[Tensor]], trace: StepTrace
+        self,
+        span: int,
+        steps: dict[int, SpanStep[Tensor]],
+        batches: Mapping[int, PackedBatch],
+        trace: StepTrace,
     ) -> dict[int, SpanResult[Tensor]]:
         """All shards work at the same time. Every answer that was asked for is taken before the first error is
-        raised, so that no stream is left out of step."""
+        raised, so that no stream is left out of step; and a shard that finished its batch takes it back."""
         started = time.perf_counter()
         results: dict[int, SpanResult[Tensor]] = {}
         failures: list[Exception] = []
@@ -151,6 +154,10 @@ class LockStep:
             except Exception as error:  # noqa: BLE001 - raised again below
                 failures.append(error)
         if failures:
+            for shard in results:
+                if steps[shard].final:
+                    for segment in batches[shard].segments:
+                        self._shards[shard].crop(segment.session_id, segment.position)
             raise failures[0]
         trace.add_span(span, time.perf_counter() - started, {s: r.timings for s, r in results.items()})
         return results
@@ -181,6 +188,12 @@ class LockStep:
             [result.hidden for result in last.values()],
             logit_features(log_probs, normalised=True),
         )
-        scores = Scores(mix_logits(log_probs, log_weights, normalised=True), log_weights.exp())
+        weights = log_weights.exp()
+        # On the scale of the shards' own logits, on which a repetition penalty is defined.
+        scales = [
+            own.amax(-1) - normed.amax(-1) for own, normed in zip(logits.values(), log_probs, strict=True)
+        ]
+        scale_R1 = (torch.stack(scales, dim=-1) * weights).sum(-1, keepdim=True)
+        scores = Scores(mix_logits(log_probs, log_weights, normalised=True) + scale_R1, weights)
         trace.add_readout(time.perf_counter() - started)
         return scores

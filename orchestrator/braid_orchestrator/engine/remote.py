@@ -247,7 +247,11 @@ class RemoteFusion:
         before = self._active_version
         self.prepare(self._plan)
         if before and before != self._active_version:
-            self.activate(before)  # a service that was restarted knows its configured version only
+            try:
+                self.activate(before)  # a service that was restarted knows its configured version only
+            except BraidError:
+                self._active_version = before
+                raise
 
     def shutdown(self) -> None:
         """See `ports.Fusion`."""

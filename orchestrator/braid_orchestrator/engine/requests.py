@@ -12,6 +12,8 @@ from typing import Literal
 
 from braid_rpc.errors import InvalidRequestError
 
+MAX_LOGIT_BIASES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -57,7 +59,9 @@ class SamplingOptions:
         check(0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", "in (0, 10]")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]")
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]")
-        check(all(math.isfinite(v) for v in self.logit_bias.values()), "logit_bias", "finite numbers")
+        biases = self.logit_bias.values()
+        check(len(biases) <= MAX_LOGIT_BIASES, "logit_bias", f"at most {MAX_LOGIT_BIASES} token ids")
+        check(all(-100.0 <= bias <= 100.0 for bias in biases), "logit_bias", "numbers between -100 and 100")
         check(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
         check(all(self.stop), "stop", "strings that are not empty")
         check(len(self.stop) <= 16, "stop", "at most 16 strings")
@@ -80,20 +84,9 @@ class GenerateRequest:
     def validate(self) -> None:
         """Raises: InvalidRequestError, naming the field."""
         self.sampling.validate()
-        if not self.prompt:
-            raise InvalidRequestError(
-                "prompt: got an empty prompt, expected at least one character or token id"
-            )
+        _check_asked(self.prompt, self.use_braiding, self.shard, self.timeout_s)
         if not 1 <= self.n <= 64:
             raise InvalidRequestError(f"n: got {self.n}, expected between 1 and 64")
-        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
-            raise InvalidRequestError(
-                f"timeout_s: got {self.timeout_s}, expected a positive number of seconds"
-            )
-        if self.use_braiding and self.shard is not None:
-            raise InvalidRequestError(
-                f"shard: got {self.shard!r} together with use_braiding, expected use_braiding false"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +158,16 @@ Event = Started | TokenEvent | ChoiceFinished | Finished
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A text whose log-probability is wanted."""
+    """A text whose log-probability is wanted; the fields are those of `GenerateRequest`."""
 
     prompt: str | tuple[int, ...]
     use_braiding: bool = True
     shard: str | None = None
     timeout_s: float | None = None
+
+    def validate(self) -> None:
+        """Raises: InvalidRequestError, naming the field."""
+        _check_asked(self.prompt, self.use_braiding, self.shard, self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +178,16 @@ class ScoreResult:
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     num_bytes: int
+
+
+def _check_asked(
+    prompt: str | tuple[int, ...], use_braiding: bool, shard: str | None, timeout_s: float | None
+) -> None:
+    if not prompt:
+        raise InvalidRequestError("prompt: got an empty prompt, expected at least one character or token id")
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise InvalidRequestError(f"timeout_s: got {timeout_s}, expected a positive number of seconds")
+    if use_braiding and shard is not None:
+        raise InvalidRequestError(
+            f"shard: got {shard!r} together with use_braiding, expected use_braiding false"
+        )

@@ -28,12 +28,11 @@ class Roster:
         Raises: what the first refusing part raised, after the others were closed again.
         """
         sequence.renew_session()
-        room = len(sequence.token_ids) + 1
         opened: list[Shard | Fusion] = []
         try:
             for index in self._route(sequence):
                 end_layer = self._lockstep.end_layer(index) if sequence.route == BRAIDED else 0
-                self._shards[index].open([OpenSession(sequence.session_id, room, end_layer)])
+                self._shards[index].open([OpenSession(sequence.session_id, sequence.room, end_layer)])
                 opened.append(self._shards[index])
             if self._uses_fusion(sequence):
                 sequence.weights_version = self._fusion.open([sequence.session_id], sequence.weights_version)
@@ -54,6 +53,12 @@ class Roster:
             self._fusion.close(ids)
         for sequence in closing:
             sequence.session_id = ""
+
+    def ping(self) -> None:
+        """Ask every part whether it is there. Raises: UnavailableError, DeadlineError."""
+        for shard in self._shards:
+            shard.close([])
+        self._fusion.close([])
 
     def reconnect(self) -> None:
         """Start afresh everywhere; no session is left anywhere. Raises: UnavailableError."""

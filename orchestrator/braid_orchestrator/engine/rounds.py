@@ -74,6 +74,11 @@ class Rounds:
         return self._lost if self._given_up else None
 
     @property
+    def lost(self) -> BraidError | None:
+        """Why a part is missing just now, if one is."""
+        return self._lost
+
+    @property
     def pause_s(self) -> float | None:
         """How long to wait before the next round: until something happens (None) if there is nothing to do."""
         if self._lost is not None:
@@ -82,7 +87,6 @@ class Rounds:
 
     def turn(self) -> None:
         """One round. Whatever goes wrong here ends requests, never the thread."""
-        works: list[Work] = []
         try:
             self._sweep()
             if self._lost is not None:
@@ -94,18 +98,17 @@ class Rounds:
             if works:
                 self._run(works)
                 self.steps += 1
+            else:
+                self._roster.ping()
         except (UnavailableError, DeadlineError, UnknownSessionError) as error:
             self._lose(error)
         except CacheFullError as error:
-            self._make_room(works, error)
+            self._make_room(error)
         except Exception as error:  # noqa: BLE001 - a fault of ours: refuse what ran, start afresh, go on
             _log.exception("engine round failed")
-            failure = (
-                error
-                if isinstance(error, BraidError)
-                else BraidError(f"internal error: {type(error).__name__}")
+            self.abandon(
+                self._scheduler.running, error if isinstance(error, BraidError) else _internal(error)
             )
-            self.abandon(self._scheduler.running, failure)
             self._lose(UnavailableError("starting afresh after an internal error"))
 
     def abandon(self, sequences: Iterable[Sequence], error: BraidError) -> None:
@@ -143,8 +146,10 @@ class Rounds:
             before = sequence.request.completion_tokens
             try:
                 finished = report(work, scores, rows, self._shard_names, self._text)
-            except BraidError as error:
-                fail(sequence.request, error)
+            except Exception as error:  # noqa: BLE001 - what one request brought about is that request's
+                if not isinstance(error, BraidError):
+                    _log.exception("request %s failed", sequence.request.request_id)
+                fail(sequence.request, error if isinstance(error, BraidError) else _internal(error))
                 finished = True
             self.completion_tokens += sequence.request.completion_tokens - before
             if finished:
@@ -205,10 +210,10 @@ class Rounds:
 
     # --- losing and getting back -----------------------------------------------------------------------------
 
-    def _make_room(self, works: list[Work], error: CacheFullError) -> None:
+    def _make_room(self, error: CacheFullError) -> None:
         """The caches are full in the middle: the youngest sequence gives way and starts again later."""
-        if len(works) <= 1:
-            self.abandon([work.sequence for work in works], error)
+        if self._scheduler.num_running <= 1:
+            self.abandon(self._scheduler.running, error)
             return
         youngest = self._scheduler.running[-1]
         try:
@@ -247,3 +252,7 @@ class Rounds:
         self._lost = None
         self._given_up = False
         self.recoveries += 1
+
+
+def _internal(error: Exception) -> BraidError:
+    return BraidError(f"internal error: {type(error).__name__}")

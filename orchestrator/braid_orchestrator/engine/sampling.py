@@ -45,12 +45,14 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._num_picked = 0
         self._end_ids = sorted({*options.stop_token_ids, *eos_token_ids})
+        self._biased_ids = torch.tensor(list(options.logit_bias), dtype=torch.int64)
+        self._biases = torch.tensor(list(options.logit_bias.values()), dtype=torch.float32)
         self._generator = torch.Generator()
         seed = options.seed if options.seed is not None else secrets.randbits(62)
         self._generator.manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
 
     def pick(self, logits_V: Tensor) -> Pick:
-        """Args: logits_V: scores or log-probabilities, any float dtype, not changed."""
+        """Args: logits_V: scores, any float dtype, not changed."""
         options = self._options
         raw_V = logits_V.float()
         scores_V = self._adjust(raw_V)
@@ -77,12 +79,10 @@ class Sampler:
 
         if options.logit_bias:
             scores_V = own()
-            for token_id, bias in options.logit_bias.items():
-                if not 0 <= token_id < vocab_size:
-                    raise InvalidRequestError(
-                        f"logit_bias: got token id {token_id}, expected below {vocab_size}"
-                    )
-                scores_V[token_id] += bias
+            highest = int(self._biased_ids.max())
+            if highest >= vocab_size:
+                raise InvalidRequestError(f"logit_bias: got token id {highest}, expected below {vocab_size}")
+            scores_V[self._biased_ids] += self._biases
         if options.repetition_penalty != 1.0:
             scores_V = own()
             seen = torch.tensor(sorted(self._seen_in_prompt | set(self._counts)))
@@ -102,8 +102,14 @@ class Sampler:
 
     def _draw(self, scores_V: Tensor) -> int:
         options = self._options
+        best = int(scores_V.argmax())
+        if not torch.isfinite(scores_V[best]):
+            raise InvalidRequestError(
+                f"sampling options: the best of {scores_V.numel()} tokens has score {float(scores_V[best])}, "
+                "expected at least one token that may be picked"
+            )
         if options.temperature < _GREEDY_BELOW:
-            return int(scores_V.argmax())
+            return best
         scores_V = scores_V.double() / options.temperature
         if options.top_k and options.top_k < scores_V.numel():
             values_K, ids_K = scores_V.topk(options.top_k)

@@ -45,8 +45,10 @@ def pack(works: Iterable[Work]) -> PackedBatch:
 class Scheduler:
     """The waiting and the running. Not thread-safe."""
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    def __init__(self, limits: LimitsConfig, max_logit_rows: int) -> None:
+        """``max_logit_rows`` of one step fit into a message."""
         self._limits = limits
+        self._max_logit_rows = max_logit_rows
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -105,13 +107,18 @@ class Scheduler:
     def next_works(self) -> list[Work]:
         """What the next step runs: decoding sequences first, then texts still being read, oldest first."""
         budget = self._limits.max_batch_tokens
+        logit_budget = self._max_logit_rows
         works: list[Work] = []
         for sequence in sorted(self._running, key=lambda s: s.num_pending > 1):
             most = min(sequence.num_pending, budget, self._limits.prefill_chunk)
             if isinstance(sequence, ScoredSequence):
-                most = min(most, sequence.max_rows)
+                most = min(most, sequence.max_rows, logit_budget)
             if most <= 0:
                 continue
-            works.append(Work(sequence, most, sequence.wanted_rows(most)))
+            rows = sequence.wanted_rows(most)
+            if len(rows) > logit_budget:
+                continue
+            works.append(Work(sequence, most, rows))
             budget -= most
+            logit_budget -= len(rows)
         return works

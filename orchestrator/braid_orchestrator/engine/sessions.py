@@ -95,6 +95,11 @@ class Sequence:
         self.num_cached = 0
 
     @property
+    def room(self) -> int:
+        """Tokens to make room for when its sessions are opened."""
+        return len(self.token_ids)
+
+    @property
     def num_pending(self) -> int:
         """Tokens that are not in the caches yet."""
         return len(self.token_ids) - self.num_cached
@@ -138,6 +143,11 @@ class GeneratedSequence(Sequence):
             scanner=StopScanner(options.stop),
             eos_token_ids=eos_token_ids,
         )
+
+    @property
+    def room(self) -> int:
+        """All that there are, and the next."""
+        return len(self.token_ids) + 1
 
     def wanted_rows(self, num_rows: int) -> range:
         """Only the last token's logits, and only once nothing is pending behind it."""

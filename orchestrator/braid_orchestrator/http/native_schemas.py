@@ -43,8 +43,8 @@ class SamplingFields(Strict):
         """The same as frozen values. Raises: InvalidRequestError for a token id that is no number."""
         values = {name: getattr(self, name) for name in SamplingFields.model_fields}
         for token_id in self.logit_bias or {}:
-            if not token_id.isdecimal():
-                raise InvalidRequestError(f"logit_bias: got the key {token_id!r}, expected a token id")
+            if not token_id.isdecimal() or len(token_id) > 10:
+                raise InvalidRequestError(f"logit_bias: got the key {token_id[:32]!r}, expected a token id")
         values["logit_bias"] = {int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()}
         values["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())

@@ -57,6 +57,7 @@ class InProcessBraid:
         """The request's events, as they come. Leaving early cancels it. Raises: BraidError."""
         inbox: queue.SimpleQueue[Event | ScoreResult | BraidError] = queue.SimpleQueue()
         request_id = self._engine.submit(request, inbox.put)
+        item: Event | ScoreResult | BraidError | None = None
         try:
             while True:
                 item = inbox.get()
@@ -68,7 +69,8 @@ class InProcessBraid:
                 if isinstance(item, Finished):
                     return
         finally:
-            self._engine.cancel(request_id)
+            if not isinstance(item, Finished | BraidError):
+                self._engine.cancel(request_id)
 
     def complete(self, request: GenerateRequest) -> Completion:
         """The first choice of a request, whole. Raises: BraidError."""

@@ -127,8 +127,10 @@ class _QuietServer(uvicorn.Server):
 def _listen(endpoints: Endpoints) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((endpoints.host, endpoints.http_port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         address = f"{endpoints.host}:{endpoints.http_port}"
-        raise ConflictError(f"http port: cannot listen on {address}: {error.strerror}") from None
+        raise ConflictError(
+            f"http port: cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     with listener:
         yield listener

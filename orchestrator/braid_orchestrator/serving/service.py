@@ -97,6 +97,10 @@ class BraidService:
         """Raises: UnavailableError, saying what is missing."""
         self._engine.check_ready()
 
+    def check_alive(self) -> None:
+        """Raises: UnavailableError if the engine has ended or is stuck."""
+        self._engine.check_alive()
+
     def stats(self) -> EngineStats:
         """Counts and room, now."""
         return self._engine.stats()
@@ -115,19 +119,21 @@ class _Inbox:
         self._queue: asyncio.Queue[Event | ScoreResult | BraidError] = asyncio.Queue()
         self._left = threading.Event()
         self._accepted_id: str | None = None
+        self._ended = False
 
     async def submit(self, submit: Callable[[], str], engine: Engine) -> None:
         """Off the loop, since a long prompt takes long to tokenize."""
 
         def in_thread() -> None:
             self._accepted_id = submit()
-            if self._left.is_set():
+            if self._left.is_set() and not self._ended:
                 engine.cancel(self._accepted_id)
 
         await asyncio.to_thread(in_thread)
 
     def put(self, item: Event | ScoreResult | BraidError) -> None:
         """From any thread."""
+        self._ended = self._ended or isinstance(item, Finished | ScoreResult | BraidError)
         self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     async def get(self) -> Event | ScoreResult:
@@ -140,5 +146,6 @@ class _Inbox:
     def leave(self, engine: Engine) -> None:
         """Nothing more is wanted; harmless if all has come."""
         self._left.set()
-        if self._accepted_id is not None:
+        # An id may be used again once its request has ended: that would not be ours to cancel.
+        if self._accepted_id is not None and not self._ended:
             engine.cancel(self._accepted_id)

@@ -38,7 +38,7 @@ def test_frequencies_follow_the_distribution() -> None:
         ({"min_p": 0.2}, {0, 1, 2}),
         ({"top_k": 3, "top_p": 0.5}, {0}),
         ({"logit_bias": {4: 50.0}}, {4}),
-        ({"logit_bias": {0: -1000.0}}, {1, 2, 3, 4}),
+        ({"logit_bias": {0: -100.0}}, {1, 2, 3, 4}),
     ],
 )
 def test_options_leave_only_what_they_allow(options: dict[str, object], expected: set[int]) -> None:
@@ -93,3 +93,15 @@ def test_the_scores_given_are_not_changed() -> None:
 def test_unknown_ids_in_logit_bias_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="token id 5, expected below 5"):
         Sampler(SamplingOptions(logit_bias={5: 1.0}), (), ()).pick(LOGITS)
+
+
+@pytest.mark.parametrize("scores", [[-torch.inf] * 3, [torch.nan] * 3, [torch.inf, 0.0, 0.0]])
+def test_scores_that_allow_no_token_are_refused(scores: list[float]) -> None:
+    with pytest.raises(InvalidRequestError, match="expected at least one token"):
+        Sampler(SamplingOptions(), (), ()).pick(torch.tensor(scores))
+
+
+def test_biases_are_bounded() -> None:
+    for biases in ({1: 1e39}, {1: float("nan")}, dict.fromkeys(range(2000), 1.0)):
+        with pytest.raises(InvalidRequestError, match="logit_bias"):
+            SamplingOptions(logit_bias=biases).validate()
