@@ -5,7 +5,8 @@ FusionError
 ├── FusionShapeError      states that are not what the plan and the context say
 ├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
 ├── CorruptWeights        a weight file that is damaged or not what its card says
-└── UnknownWeights        no weights of that version
+├── UnknownWeights        no weights of that version
+└── NotAVersion           a place that holds something else, which saving would destroy
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class CorruptWeights(FusionError):  # noqa: N818 - its counterpart on the wire i
 
 class UnknownWeights(FusionError):  # noqa: N818 - its counterpart on the wire is UnknownVersionError
     """No weights of that version."""
+
+
+class NotAVersion(FusionError):  # noqa: N818 - beside UnknownWeights
+    """A place that holds something else than a version of weights, so none is written there."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,9 +23,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from braid_fusion.errors import CorruptWeights, UnknownWeights, WeightMismatch
+from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights, WeightMismatch
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
+
+logger = logging.getLogger(__name__)
 
 CARD_FORMAT = 1
 WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "card.json"
@@ -47,8 +50,10 @@ def save_stack(
     """Write a version; ``folder`` is the version's own and must not exist yet or be a version to overwrite.
 
     The folder appears complete or not at all. ``training_record`` is anything that JSON can hold.
+    Raises: NotAVersion, with nothing touched, if something else is there.
     """
     folder = Path(folder)
+    _refuse_what_is_no_version(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stack.state_dict().items()}
     data = dump_tensors(tensors)
@@ -71,12 +76,40 @@ def save_stack(
         (building / WEIGHTS_FILE).write_bytes(data)
         (building / CARD_FILE).write_text(text, encoding="utf-8")
         building.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(building, folder)
+        _put_in_place(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return read_card(folder)
+
+
+def _refuse_what_is_no_version(folder: Path) -> None:
+    if folder.name in ("", ".."):
+        raise NotAVersion(f"weights: got {str(folder)!r}, expected a path that ends in a version's name")
+    if not folder.is_dir() or folder.is_symlink():
+        if os.path.lexists(folder):
+            raise NotAVersion(f"weights: {folder} is no folder, expected a version or nothing there")
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (WEIGHTS_FILE, CARD_FILE))
+    if others:
+        raise NotAVersion(
+            f"weights: {folder} holds {others[0]!r} ({len(others)} such in all), expected nothing there or a "
+            f"version to overwrite, with {WEIGHTS_FILE} and {CARD_FILE} alone"
+        )
+
+
+def _put_in_place(building: Path, folder: Path) -> None:
+    """Rename ``building`` to ``folder``; a version that is there steps aside first and comes back on failure."""
+    if not folder.exists():
+        os.replace(building, folder)
+        return
+    aside = building.with_name(f"{building.name}.old")
+    os.replace(folder, aside)
+    try:
+        os.replace(building, folder)
+    except OSError:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside)
 
 
 def read_card(folder: Path | str) -> WeightCard:
@@ -91,16 +124,22 @@ def read_card(folder: Path | str) -> WeightCard:
             raise CorruptWeights(f"{path}: got card format {raw['format']!r}, expected {CARD_FORMAT}")
         plan = BraidPlan.from_json(json.dumps(raw["plan"]))
         return WeightCard(folder.name, plan, str(raw["weights_sha256"]), float(raw["created_unix_s"]), raw)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptWeights(f"{path}: not a weight card: {type(error).__name__}: {error}") from error
 
 
 def list_versions(folder: Path | str) -> list[WeightCard]:
-    """All versions in a folder, the oldest first. Folders without a card are passed over."""
+    """All versions in a folder, the oldest first. Folders without a card, or whose card can't be read, are
+    passed over; the latter are logged."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    cards = [read_card(path.parent) for path in folder.glob(f"[!.]*/{CARD_FILE}")]
+    cards = []
+    for path in folder.glob(f"[!.]*/{CARD_FILE}"):
+        try:
+            cards.append(read_card(path.parent))
+        except (CorruptWeights, UnknownWeights) as error:  # damaged, or gone since it was listed
+            logger.warning("version passed over: %s", error)
     return sorted(cards, key=lambda card: (card.created_unix_s, card.version))
 
 

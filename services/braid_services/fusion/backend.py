@@ -114,7 +114,7 @@ class FusionBackend:
         self.versions.activate(version)
 
     def list_versions(self) -> list[VersionInfo]:
-        """All versions, the oldest first. Raises: ConflictError before `prepare`, CorruptWeightsError."""
+        """All versions, the oldest first. Raises: ConflictError before `prepare`."""
         return self.versions.list()
 
     def status(self) -> FusionStatus:

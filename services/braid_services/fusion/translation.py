@@ -9,6 +9,7 @@ from braid_fusion.errors import (
     CorruptWeights,
     FusionError,
     FusionShapeError,
+    NotAVersion,
     PlanError,
     UnknownWeights,
     WeightMismatch,
@@ -16,6 +17,7 @@ from braid_fusion.errors import (
 from braid_rpc.errors import (
     BraidError,
     ConfigError,
+    ConflictError,
     CorruptWeightsError,
     ShapeMismatchError,
     UnknownVersionError,
@@ -28,6 +30,7 @@ _COUNTERPARTS: dict[type[FusionError], type[BraidError]] = {
     WeightMismatch: WeightMismatchError,
     CorruptWeights: CorruptWeightsError,
     UnknownWeights: UnknownVersionError,
+    NotAVersion: ConflictError,
 }
 
 

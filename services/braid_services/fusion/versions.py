@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
-from braid_fusion.weights import list_versions, load_stack
+from braid_fusion.weights import list_versions, load_weights, read_card
 from braid_rpc.errors import UnknownVersionError
 from braid_services.fusion.translation import braid_errors
 
 UNTRAINED = "untrained"
+MAX_NAME_BYTES = 255
+"""Of one name in a path, on Linux's file systems."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Versions:
         self.plan = plan
         self._folder = folder
         self._loaded: dict[str, FusionStack] = {}
+        self._sha256: dict[str, str] = {}  # of what was loaded from disk
         self._lock = threading.Lock()
         self.active = self._first(version)
         self.load(self.active)
@@ -55,6 +59,7 @@ class Versions:
         versions.plan = stack.plan
         versions._folder = folder
         versions._loaded = {version: stack}
+        versions._sha256 = {}
         versions._lock = threading.Lock()
         versions.active = version
         return versions
@@ -76,22 +81,31 @@ class Versions:
 
         Raises: as the constructor.
         """
+        sha256 = {}
         with braid_errors():
-            stack = (
-                FusionStack(self.plan) if version == UNTRAINED else load_stack(self.plan, self._path(version))
-            )
+            path = None if version == UNTRAINED else self._path(version)
+            stack = FusionStack(self.plan)
+            if path is not None:
+                sha256[version] = load_weights(stack, path).weights_sha256
         stack.eval()
         with self._lock:
             self._loaded[version] = stack
+            self._sha256.update(sha256)
         return stack
 
     def activate(self, version: str) -> None:
-        """New sessions get this version. Nothing changes after an error. Raises: as the constructor."""
-        self.stack(version)
+        """New sessions get this version, as it is on disk now. Nothing changes after an error.
+
+        Raises: as the constructor.
+        """
+        if self._is_overwritten(version):
+            self.load(version)
+        else:
+            self.stack(version)
         self.active = version
 
     def list(self) -> list[VersionInfo]:
-        """All versions, the oldest first. Raises: CorruptWeightsError for a card that can't be read."""
+        """All versions, the oldest first; those whose card can't be read are passed over."""
         loaded, active = self.loaded, self.active
         infos = [VersionInfo(UNTRAINED, "{}", UNTRAINED in loaded, active == UNTRAINED)]
         on_disk = self._cards()
@@ -103,6 +117,15 @@ class Versions:
         return infos + [
             VersionInfo(name, card, name in loaded, active == name) for name, card in on_disk.items()
         ]
+
+    def _is_overwritten(self, version: str) -> bool:
+        """Whether a version that was loaded from disk has other weights there now; one that is gone has not."""
+        with self._lock:
+            held = self._sha256.get(version)
+        if held is None or self._folder is None or not (self._folder / version).is_dir():
+            return False
+        with braid_errors():
+            return read_card(self._folder / version).weights_sha256 != held
 
     def _first(self, version: str | None) -> str:
         if version is not None:
@@ -122,15 +145,15 @@ class Versions:
     def _cards(self) -> dict[str, str]:
         if self._folder is None:
             return {}
-        with braid_errors():
-            return {card.version: json.dumps(card.raw) for card in list_versions(self._folder)}
+        return {card.version: json.dumps(card.raw) for card in list_versions(self._folder)}
 
     def _path(self, version: str) -> Path:
         if self._folder is None:
             raise UnknownVersionError(
                 f"version: got {version!r}, expected {UNTRAINED!r}: there is no weights folder"
             )
-        if not version or version.startswith(".") or Path(version).name != version:
+        is_name = version and not version.startswith(".") and Path(version).name == version
+        if not is_name or len(os.fsencode(version)) > MAX_NAME_BYTES:
             raise UnknownVersionError(
                 f"version: got {version!r}, expected the name of a folder in {self._folder}"
             )

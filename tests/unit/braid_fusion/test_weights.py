@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
 
-from braid_fusion.errors import CorruptWeights, UnknownWeights, WeightMismatch
+from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights, WeightMismatch
 from braid_fusion.stack import FusionStack
 from braid_fusion.weights import list_versions, load_stack, load_weights, read_card, save_stack
 
@@ -119,3 +120,43 @@ def test_versions_are_listed_oldest_first_and_overwriting_renews(saved, tmp_path
     assert [card.version for card in list_versions(folder.parent)] == ["a2", "v1"]
     assert list_versions(tmp_path / "nowhere") == []
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_is_no_version_is_never_overwritten(saved, tmp_path, monkeypatch) -> None:
+    stack, folder = saved
+    (folder.parent / "notes.txt").write_text("mine")
+    with pytest.raises(NotAVersion, match=r"holds '\w"):
+        save_stack(stack, folder.parent)
+    with pytest.raises(NotAVersion, match="no folder"):
+        save_stack(stack, folder.parent / "notes.txt")
+    monkeypatch.chdir(folder)
+    for name in (".", "..", ""):
+        with pytest.raises(NotAVersion, match="version's name"):
+            save_stack(stack, name)
+    assert (folder.parent / "notes.txt").read_text() == "mine"
+    assert load_stack(stack.plan, folder).plan == stack.plan
+
+
+def test_a_version_stands_when_another_cannot_take_its_place(saved, monkeypatch) -> None:
+    stack, folder = saved
+    created = read_card(folder).created_unix_s
+    replace = os.replace
+
+    def fail(source, target) -> None:
+        if target == folder and not str(source).endswith(".old"):
+            raise OSError("disk")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk"):
+        save_stack(stack, folder)
+    assert read_card(folder).created_unix_s == created
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_card_that_cannot_be_read_does_not_hide_the_others(saved, caplog) -> None:
+    stack, folder = saved
+    save_stack(stack, folder.parent / "bad")
+    (folder.parent / "bad" / "card.json").write_text("{")
+    assert [card.version for card in list_versions(folder.parent)] == ["v1"]
+    assert "bad" in caplog.text

@@ -110,11 +110,38 @@ def test_a_version_read_again_serves_new_sessions_only(backend, plan, weights_di
     assert torch.equal(new[0], before[0])
 
 
+def test_activating_an_overwritten_version_reads_it_again(backend, plan, weights_dir, rows) -> None:
+    stream = backend.stream()
+    stream.open(["old"])
+    save_stack(FusionStack(plan), weights_dir / "second")
+    backend.activate("second")
+    stream.open(["new"])
+    before = rows(1)
+    assert not torch.equal(stream.fuse(1, 0, [Segment("old", 0, 1)], before).states[0], before[0])
+    assert torch.equal(stream.fuse(2, 0, [Segment("new", 0, 1)], before).states[0], before[0])
+    held = backend.versions.stack("second")
+    backend.activate("second")
+    assert backend.versions.stack("second") is held
+
+
+def test_a_card_that_cannot_be_read_is_only_its_versions_error(plan, weights_dir, caplog) -> None:
+    (weights_dir / "second" / "card.json").write_text("{")
+    backend = FusionBackend(weights_dir)
+    backend.prepare(plan)
+    assert backend.active_version == "first"
+    assert [info.version for info in backend.list_versions()] == ["untrained", "first"]
+    assert "second" in caplog.text
+    with pytest.raises(CorruptWeightsError, match="second"):
+        backend.activate("second")
+    with pytest.raises(UnknownVersionError, match="untrained, first"):
+        backend.activate("third")
+
+
 def test_an_unknown_version_names_the_known_ones(backend) -> None:
     for ask in (backend.activate, backend.load):
         with pytest.raises(UnknownVersionError, match="'third', expected one of untrained, first, second"):
             ask("third")
-    for name in ("../weights/first", "", ".", "first/"):
+    for name in ("../weights/first", "", ".", "first/", "x" * 256, "ä" * 128, "a\0b"):
         with pytest.raises(UnknownVersionError):
             backend.load(name)
     assert backend.active_version == "second"
