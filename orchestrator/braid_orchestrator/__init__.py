@@ -6,6 +6,7 @@ importing the configuration alone needs no torch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from braid_orchestrator.inprocess.braided import BraidedLLM
     from braid_orchestrator.inprocess.fusion_training import train_fusion_layers
     from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
+
+# As in `braid_services`, and for the calling side too: the engine's thread reads its sockets itself.
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
 __all__ = ["BraidedLLM", "ModelWrapper", "train_fusion_layers"]
 
