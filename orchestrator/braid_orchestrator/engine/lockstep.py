@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from braid_fusion.mixing import log_probabilities, logit_features, mix_logits
+from braid_fusion.mixing import distribution_features, log_probabilities, mix_distributions
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.trace import StepTrace
@@ -181,19 +181,21 @@ class LockStep:
             weights[:, self._plan.anchor] = 1.0
             return Scores(logits[self._plan.anchor], weights)
         started = time.perf_counter()
-        log_probs = [log_probabilities(shard) for shard in logits.values()]
-        log_weights = self._fusion.read_out(
-            self._step_id,
-            batch.sessions_of_logit_rows(),
-            [result.hidden for result in last.values()],
-            logit_features(log_probs, normalised=True),
-        )
-        weights = log_weights.exp()
-        # On the scale of the shards' own logits, on which a repetition penalty is defined.
-        scales = [
-            own.amax(-1) - normed.amax(-1) for own, normed in zip(logits.values(), log_probs, strict=True)
-        ]
-        scale_R1 = (torch.stack(scales, dim=-1) * weights).sum(-1, keepdim=True)
-        scores = Scores(mix_logits(log_probs, log_weights, normalised=True) + scale_R1, weights)
+        with torch.inference_mode():
+            log_probs = [log_probabilities(shard) for shard in logits.values()]
+            probs = [shard.exp() for shard in log_probs]
+            log_weights = self._fusion.read_out(
+                self._step_id,
+                batch.sessions_of_logit_rows(),
+                [result.hidden for result in last.values()],
+                distribution_features(log_probs, probs),
+            )
+            weights = log_weights.exp()
+            # On the scale of the shards' own logits, on which a repetition penalty is defined.
+            scales = [
+                own.amax(-1) - normed.amax(-1) for own, normed in zip(logits.values(), log_probs, strict=True)
+            ]
+            scale_R1 = (torch.stack(scales, dim=-1) * weights).sum(-1, keepdim=True)
+            mixed = mix_distributions(log_probs, probs, log_weights).add_(scale_R1)
         trace.add_readout(time.perf_counter() - started)
-        return scores
+        return Scores(mixed, weights)

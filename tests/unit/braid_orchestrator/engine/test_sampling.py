@@ -105,3 +105,23 @@ def test_biases_are_bounded() -> None:
     for biases in ({1: 1e39}, {1: float("nan")}, dict.fromkeys(range(2000), 1.0)):
         with pytest.raises(InvalidRequestError, match="logit_bias"):
             SamplingOptions(logit_bias=biases).validate()
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.999, 0.9999999])
+def test_top_p_keeps_the_same_tokens_as_sorting_the_whole_vocabulary(top_p: float) -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(2))
+    probs, ids = torch.softmax(logits.double(), -1).sort(descending=True)
+    kept = int((probs.cumsum(-1) - probs < top_p).sum())
+    sampler = Sampler(SamplingOptions(seed=3, top_p=top_p), (), ())
+    drawn = {sampler.pick(logits).token_id for _ in range(2000)}
+    assert drawn <= set(ids[:kept].tolist())
+    assert len(drawn) > min(kept, 700) / 2
+
+
+def test_frequencies_follow_the_distribution_over_a_large_vocabulary() -> None:
+    logits = torch.full((50_000,), -12.0)
+    logits[[7, 49_999]] = torch.log(torch.tensor([0.3, 0.6]))
+    sampler = Sampler(SamplingOptions(seed=4), (), ())
+    counts = Counter(sampler.pick(logits).token_id for _ in range(2000))
+    assert abs(counts[7] / 2000 - 0.3 / 1.2) < 0.04
+    assert abs(counts[49_999] / 2000 - 0.6 / 1.2) < 0.04
