@@ -54,7 +54,7 @@ class ShapeMismatchError(InvalidRequestError):
 
 
 class FrameError(InvalidRequestError):
-    """Bytes that are not the tensor or the packed batch they claim to be."""
+    """Bytes that are not the tensor or the packed batch they claim to be, or too many for one message."""
 
 
 class ContextLengthError(InvalidRequestError):

@@ -102,15 +102,18 @@ class ShardClient:
         """A stream for packed batches of several sessions; it frees them when it is closed."""
         return ShardStream(self.target, self.card, self.timeout_s, self._max_message_bytes)
 
-    def open(self, num_tokens: int = 0, *, session_id: str = "") -> ShardSession:
+    def open(self, num_tokens: int = 0, *, session_id: str = "", end_layer: int = 0) -> ShardSession:
         """Open one session with room for ``num_tokens`` tokens now, on a stream of its own.
 
-        Raises: CacheFullError if the shard has no room, ContextLengthError.
+        Layers from ``end_layer`` on are never run for it, so its steps end there, by ``run_to(end_layer,
+        final=True)``; 0: all are run.
+        Raises: InvalidRequestError for an end layer out of range, CacheFullError if the shard has no room,
+        ContextLengthError.
         """
         stream = self.stream()
         name = session_id or uuid.uuid4().hex
         try:
-            stream.open([OpenSession(name, num_tokens)])
+            stream.open([OpenSession(name, num_tokens, end_layer)])
         except BaseException:
             stream.end()
             raise

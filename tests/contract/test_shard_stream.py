@@ -287,6 +287,8 @@ WRONG_STEPS: dict[str, tuple[SpanStep[Tensor], type[BraidError], str]] = {
     "token too large": (first(8, torch.tensor([0, VOCAB]), 6), InvalidRequestError, str(VOCAB)),
     "token negative": (first(8, torch.tensor([0, -1]), 6), InvalidRequestError, "-1"),
     "logit row": (first(8, ids(2), 6, logit_rows=(2,)), InvalidRequestError, "logit_rows"),
+    "logit row twice": (first(8, ids(2), 6, logit_rows=(1, 1)), InvalidRequestError, "got 1 after 1"),
+    "logit rows out of order": (first(8, ids(2), 6, logit_rows=(1, 0)), InvalidRequestError, "got 0 after 1"),
     "context": (first(8, ids(CONTEXT - 5), 6), ContextLengthError, f"{CONTEXT + 1} tokens.*{CONTEXT}"),
     "cache": (
         first(8, ids(40), segments=(Segment("s0", 6, 20), Segment("s1", 0, 20))),

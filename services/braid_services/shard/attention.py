@@ -219,11 +219,12 @@ class WholeSequences:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """The keys and values of one layer: heads and their widths."""
+    """The keys and values of one layer: heads and their widths; and the window that it asked for, if any."""
 
     num_heads: int
     key_width: int
     value_width: int
+    window: int | None = None
 
 
 class ShapeProbe(WholeSequences):
@@ -237,5 +238,5 @@ class ShapeProbe(WholeSequences):
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
         """As `PackedAttention.attend`."""
-        self.shapes[layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        self.shapes[layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3], rule.window)
         return super().attend(layer_idx, query, key, value, rule)

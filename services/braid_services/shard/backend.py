@@ -38,10 +38,10 @@ class ShardBackend:
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
-        self.spans = SpanModel(model)
+        self.spans = SpanModel.of(model)
         layers = parity.probe(self.spans)
         self.parity_error = parity.check(self.spans, layers)
-        self.context_length = loading.context_length(model)
+        self.context_length = loading.context_length(model, [layer.window for layer in layers])
         self.pool = CachePool(
             layers,
             dtype=self.spans.dtype,
@@ -107,9 +107,9 @@ class ShardBackend:
             list(token_ids), skip_special_tokens=not keep_special_tokens
         )
 
-    def stream(self) -> ShardStream:
-        """One caller's view, for one thread."""
-        return ShardStream(self)
+    def stream(self, max_result_bytes: int | None = None) -> ShardStream:
+        """One caller's view, for one thread; ``max_result_bytes`` bounds what one span may give."""
+        return ShardStream(self, max_result_bytes)
 
     def forward(
         self, token_ids_T: Tensor, lengths: Sequence[int], logit_rows: Sequence[int] | None = None

@@ -34,6 +34,7 @@ class Batch:
     sessions: list[SessionCache]
     lengths: list[int]
     num_rows: int
+    num_logit_rows: int
     run: SpanRun
     layer: int = 0
 
@@ -52,8 +53,7 @@ def new_batch(
             "and without hidden states"
         )
     num_rows = check_packed(token_ids_T, [segment.num_rows for segment in step.segments], spans.input_vocab)
-    if not all(0 <= row < num_rows for row in step.logit_rows):
-        raise InvalidRequestError(f"logit_rows: got {step.logit_rows}, expected rows of [0, {num_rows})")
+    _check_logit_rows(step.logit_rows, num_rows)
     rows: list[CachedRows] = []
     for segment in step.segments:
         session = find(segment.session_id)
@@ -74,7 +74,7 @@ def new_batch(
         CachedAttention(rows),
     )
     lengths = [part.position + part.num_rows for part in rows]
-    return Batch(step.step_id, sessions, lengths, num_rows, run)
+    return Batch(step.step_id, sessions, lengths, num_rows, len(step.logit_rows), run)
 
 
 def check_follows(step: SpanStep[Tensor], batch: Batch | None) -> Batch:
@@ -131,6 +131,23 @@ def check_hidden(step: SpanStep[Tensor], num_rows: int, spans: SpanModel) -> Ten
     return hidden_TD.to(spans.device)
 
 
+def check_result_size(
+    step: SpanStep[Tensor], batch: Batch, spans: SpanModel, max_result_bytes: int | None
+) -> None:
+    """Raises: FrameError if the states and logits that a span would give are more than the caller can take."""
+    if max_result_bytes is None:
+        return
+    rows, columns = batch.num_rows, spans.width
+    if step.end_layer == spans.num_layers:
+        rows, columns = batch.num_logit_rows, spans.width + spans.vocab_size
+    num_bytes = rows * columns * spans.dtype.itemsize
+    if num_bytes > max_result_bytes:
+        raise FrameError(
+            f"step {step.step_id}: {rows} rows to layer {step.end_layer} would give {num_bytes} bytes, "
+            f"expected at most {max_result_bytes} in one message; ask for fewer rows at a time"
+        )
+
+
 def is_repeat(step: SpanStep[Tensor], last: SpanStep[Tensor]) -> bool:
     """Whether two steps are one and the same, sent twice."""
     return (
@@ -146,6 +163,18 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _check_logit_rows(logit_rows: Sequence[int], num_rows: int) -> None:
+    before = -1
+    for row in logit_rows:
+        if not before < row < num_rows:
+            raise InvalidRequestError(
+                f"logit_rows: got {row} after {before}, expected different rows of [0, {num_rows}) in order"
+                if before >= 0
+                else f"logit_rows: got {row}, expected rows of [0, {num_rows})"
+            )
+        before = row
 
 
 def _check_segment(segment: Segment, session: SessionCache, context_length: int) -> None:

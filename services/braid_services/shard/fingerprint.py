@@ -40,7 +40,8 @@ def model_hash(model: Any, full_hash_bytes: int = FULL_HASH_BYTES) -> str:
     """SHA-256 (hex, 16 digits) of a model's configuration and weights, in the dtype that they are held in.
 
     Up to ``full_hash_bytes`` of weights any changed value changes it; of larger models each tensor is
-    sampled. The same for a model in memory, saved, and loaded again.
+    sampled. The same for a model in memory, saved, and loaded again in that dtype; `loading.load_model` takes it
+    of the weights as they are stored, whatever dtype they are then served in.
     """
     digest = hashlib.sha256(_canonical_config(model.config).encode())
     tensors = sorted((*model.named_parameters(), *_persistent_buffers(model)), key=lambda item: item[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ def load_model(config: ShardConfig) -> tuple[Any, Any, str]:
     where = f"shard {config.name!r}, model {config.model!r}"
     dtype, device = _dtype(config), _device(config)
     _refuse_missing_folder(config.model, where)
-    model = _pretrained(config.model, "auto", where)
+    source = str(Path(config.model).expanduser()) if config.model.startswith("~") else config.model
+    model = _pretrained(source, "auto", where)
     stored_hash = model_hash(model)
     if model.dtype != dtype:
         # Once more from disk rather than converted: the library knows which tensors keep their precision.
         del model
-        model = _pretrained(config.model, dtype, where)
-    return model.to(device), load_tokenizer(config.model, where), stored_hash
+        model = _pretrained(source, dtype, where)
+    return model.to(device), load_tokenizer(source, where), stored_hash
 
 
 def _pretrained(name: str, dtype: torch.dtype | str, where: str) -> Any:
@@ -99,11 +101,12 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     return ()
 
 
-def context_length(model: Any) -> int:
-    """The most tokens a session may hold.
+def context_length(model: Any, windows: Sequence[int | None]) -> int:
+    """The most tokens a session may hold. ``windows``: what each layer asked for when it called attention.
 
     Rotary tables that change with the longest text in the batch would let sessions influence each other, so a
-    model with such tables is kept to the length below which they do not change.
+    model with such tables is kept to the length below which they do not change. Models that put a window or
+    chunks into their mask alone, which packed attention never sees, are kept to the length of one.
     """
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
@@ -113,7 +116,20 @@ def context_length(model: Any) -> int:
     for rope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
         if rope.get("rope_type") == "longrope":
             length = min(length, int(rope.get("original_max_position_embeddings") or length))
-    return length
+    return min([length, *_masked_windows(config, windows)])
+
+
+def _masked_windows(config: Any, windows: Sequence[int | None]) -> list[int]:
+    """The windows and chunks in the configuration that layers do not ask for themselves."""
+    sliding, chunk = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
+    of_type = {"full_attention": (), "sliding_attention": (sliding,), "chunked_attention": (chunk,)}
+    types = getattr(config, "layer_types", None) or [""] * len(windows)
+    return [
+        size
+        for kind, window in zip(types, windows, strict=False)
+        for size in of_type.get(kind, (sliding, chunk))
+        if window is None and isinstance(size, int) and size > 0
+    ]
 
 
 def _dtype(config: ShardConfig) -> torch.dtype:

@@ -20,13 +20,16 @@ _LENGTHS = (7, 4)
 def probe(spans: SpanModel) -> list[LayerShape]:
     """The shape of each layer's keys and values, found by a short run.
 
-    Raises: UnsupportedModelError if some layer computes attention in a way of its own.
+    Raises: UnsupportedModelError if some layer computes attention in a way of its own, or if the head reads
+    states of another width than the layers'.
     """
     attention = ShapeProbe([2])
     ids_T = torch.zeros(2, dtype=torch.long, device=spans.device)
     try:
         with spans.lock, torch.inference_mode():
-            SpanRun(spans, ids_T, torch.arange(2, device=spans.device), None, attention).finish(None)
+            head_input_RD, _ = SpanRun(
+                spans, ids_T, torch.arange(2, device=spans.device), None, attention
+            ).finish(None)
     except BraidError as error:
         raise UnsupportedModelError(f"{spans.family}: {error.message}") from error
     except Exception as error:  # whatever a foreign model's forward raises
@@ -36,6 +39,11 @@ def probe(spans: SpanModel) -> list[LayerShape]:
         raise UnsupportedModelError(
             f"{spans.family}: {len(silent)} of {spans.num_layers} layers do not use transformers' "
             "attention interface, so they cannot be run span by span"
+        )
+    if head_input_RD.shape[-1] != spans.width:
+        raise UnsupportedModelError(
+            f"{spans.family}: the output head reads states of width {head_input_RD.shape[-1]}, expected the "
+            f"layers' own width {spans.width}"
         )
     return [attention.shapes[layer] for layer in range(spans.num_layers)]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from braid_rpc.channels import ENVELOPE_BYTES
 from braid_rpc.errors import BraidError, InvalidRequestError
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import OpenSession, Segment, SpanStep
@@ -29,6 +30,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
     def __init__(self, backend: ShardBackend) -> None:
         self._backend = backend
         self._max_bytes = backend.config.max_message_bytes
+        self._max_result_bytes = self._max_bytes - min(ENVELOPE_BYTES, self._max_bytes // 2)
         self._dtype = backend.card.dtype
         self._width = backend.spans.width
 
@@ -59,7 +61,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
 
     def Run(self, request_iterator: Iterator[Any], context: Any) -> Iterator[shard_pb2.ShardReply]:  # noqa: N802
         """One caller's sessions, for as long as the stream lasts. A refused request leaves the stream usable."""
-        stream = self._backend.stream()
+        stream = self._backend.stream(self._max_result_bytes)
         try:
             for request in request_iterator:
                 yield self._answer(stream, request)

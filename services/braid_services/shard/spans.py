@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -33,10 +34,21 @@ class SpanModel:
     """A causal language model whose layers can be run span by span.
 
     The model is put into eval mode with gradients of its parameters off. Its attention is ours only while a
-    run is under way, so between runs it may be called as usual, under ``lock``.
+    run is under way, so between runs it may be called as usual, under ``lock``. There is one per model at a
+    time (`of`), since runs of the same model must share the lock.
     """
 
+    @classmethod
+    def of(cls, model: Any) -> SpanModel:
+        """The one that wraps ``model`` already, or else a new one."""
+        with _WRAPPED_LOCK:
+            found = _WRAPPED.get(id(model))
+            if found is None:
+                found = _WRAPPED[id(model)] = cls(model)
+            return found
+
     def __init__(self, model: Any) -> None:
+        """Use `of`. Raises: UnsupportedModelError."""
         self.model = model
         self.lock = threading.Lock()
         self.family: str = model.config.model_type
@@ -55,7 +67,8 @@ class SpanModel:
         self._configs = _attention_configs(model)
         model.eval()
         model.requires_grad_(False)
-        head.register_forward_pre_hook(_pick_logit_rows)
+        if _pick_logit_rows not in head._forward_pre_hooks.values():  # left by one that is gone
+            head.register_forward_pre_hook(_pick_logit_rows)
 
     @contextmanager
     def attention(self, implementation: str) -> Iterator[None]:
@@ -72,6 +85,11 @@ class SpanModel:
         for config in self._configs:
             config[_ATTENTION_KEY] = implementation
         return before
+
+
+# By the id of the model, which the value keeps alive.
+_WRAPPED: WeakValueDictionary[int, SpanModel] = WeakValueDictionary()
+_WRAPPED_LOCK = threading.Lock()
 
 
 class SpanRun(greenlet):  # type: ignore[misc]

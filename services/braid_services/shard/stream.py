@@ -21,7 +21,15 @@ from braid_rpc.errors import (
     UnknownSessionError,
 )
 from braid_rpc.steps import OpenSession, SpanResult, SpanStep, Timings
-from braid_services.shard.batch import Batch, check_end, check_follows, check_hidden, is_repeat, new_batch
+from braid_services.shard.batch import (
+    Batch,
+    check_end,
+    check_follows,
+    check_hidden,
+    check_result_size,
+    is_repeat,
+    new_batch,
+)
 from braid_services.shard.cache import Resize, SessionCache
 
 if TYPE_CHECKING:
@@ -32,11 +40,12 @@ class ShardStream:
     """One caller's view of a shard. Sessions belong to it: their ids are its own, and `end` frees them all.
 
     All calls come from one thread; other streams may work on other threads at the same time. Every refused
-    call leaves everything as it was.
+    call leaves everything as it was. A span that would give more than ``max_result_bytes`` is refused.
     """
 
-    def __init__(self, backend: ShardBackend) -> None:
+    def __init__(self, backend: ShardBackend, max_result_bytes: int | None = None) -> None:
         self._backend = backend
+        self._max_result_bytes = max_result_bytes
         self._spans = backend.spans
         self._pool = backend.pool
         self._lock = backend.spans.lock
@@ -125,6 +134,7 @@ class ShardStream:
         if step.step_id <= self._last_step_id:
             raise StepOrderError(f"step {step.step_id}: expected an id above the last, {self._last_step_id}")
         batch = new_batch(self._spans, step, self._session, self._backend.context_length)
+        check_result_size(step, batch, self._spans, self._max_result_bytes)
         undone = {resize.session: resize.num_blocks for resize in self._before}
         before = [Resize(session, undone.get(session, session.num_blocks)) for session in batch.sessions]
         wanted = [
@@ -145,6 +155,7 @@ class ShardStream:
             raise UnknownSessionError(f"step {step.step_id}: a session was evicted while its batch waited")
         hidden_TD = check_hidden(step, batch.num_rows, self._spans)
         check_end(step, batch.sessions, self._spans.num_layers)
+        check_result_size(step, batch, self._spans, self._max_result_bytes)
         return self._run_span(batch, step, hidden_TD)
 
     def _run_span(
@@ -212,6 +223,7 @@ class ShardStream:
     def _give_up_batch(self) -> None:
         batch, self._batch = self._batch, None
         if batch:
+            self._last = None  # there is nothing to go on with from it
             batch.run.drop()
             self._pool.resize(self._before)
             self._before = []

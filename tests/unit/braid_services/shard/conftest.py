@@ -91,7 +91,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
 
 def make_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random model whose weights are large enough for an error in attention to show."""
-    settings = {**{**FAMILIES, **UNSUPPORTED}[family], **changes}
+    settings = {**{**FAMILIES, **UNSUPPORTED}.get(family, _COMMON), **changes}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import threading
@@ -196,6 +197,26 @@ def test_long_rotary_tables_limit_the_context_to_where_they_do_not_change() -> N
     assert make_backend(model).context_length == 24
 
 
+def test_two_backends_may_serve_one_model() -> None:
+    model, ids = make_model("llama"), torch.arange(6)
+    backends = [make_backend(model), make_backend(model)]
+    assert backends[0].spans is backends[1].spans
+    backends.append(make_backend(copy.deepcopy(model)))
+    for backend in backends:
+        driver = Driver(backend)
+        driver.stream.open([OpenSession("a", 6)])
+        got = driver.run([("a", 0, ids)], logit_rows=(2, 5)).logits
+        assert got is not None
+        expected = plain_logits(backend, ids)[[2, 5]]
+        assert float((got - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
+        driver.stream.end()
+
+
+def test_a_path_from_the_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(f"~/{folder.name}").tokenizer is not None
+
+
 def test_the_model_stays_usable_on_its_own_while_a_run_is_suspended(backend: ShardBackend) -> None:
     ids = torch.arange(6)
     with torch.inference_mode():
@@ -234,6 +255,24 @@ def test_a_suspended_batch_stays_on_its_thread(backend: ShardBackend) -> None:
         pool.submit(stream.end).result()
     with pytest.raises(ConflictError, match="ended"):
         stream.open([OpenSession("b", 0)])
+
+
+def test_a_first_span_sent_again_after_a_later_one_failed_is_not_answered_from_memory(
+    backend: ShardBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("inside the model")
+
+    stream = backend.stream()
+    stream.open([OpenSession("a", 4)])
+    step = SpanStep(1, 0, 1, False, (Segment("a", 0, 4),), torch.arange(4), (3,))
+    hidden = stream.step(step).hidden
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="inside the model"):
+        broken.setattr(spans.SpanRun, "finish", fail)
+        stream.step(SpanStep(1, 1, 3, True, hidden=hidden))
+    with pytest.raises(StepOrderError, match="above the last"):
+        stream.step(step)
+    stream.end()
 
 
 def test_a_dropped_forward_is_freed_without_the_cycle_collector(backend: ShardBackend) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import chain, combinations
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from braid_rpc.errors import UnsupportedModelError
+from braid_rpc.errors import ContextLengthError, UnsupportedModelError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
 
@@ -116,6 +117,39 @@ def test_only_the_wanted_rows_reach_the_head(family_backend: ShardBackend) -> No
 def test_models_that_would_give_wrong_numbers_are_refused(family: str) -> None:
     with pytest.raises(UnsupportedModelError, match=family):
         make_backend(make_model(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "length"),
+    [
+        ("phimoe", {"sliding_window": 12, "num_local_experts": 4}, 12),
+        ("phimoe", {"sliding_window": None, "num_local_experts": 4}, 64),
+        (
+            "llama4_text",
+            {"attention_chunk_size": 12, "intermediate_size_mlp": 48, "num_local_experts": 2},
+            12,
+        ),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 12}, 64),
+        ("mistral", {"sliding_window": 12}, 64),
+    ],
+)
+def test_a_window_in_the_mask_alone_limits_the_context(
+    family: str, changes: dict[str, Any], length: int
+) -> None:
+    backend = make_backend(make_model(family, **changes))
+    assert backend.context_length == length
+    ids = ids_of(length)
+    driver = Driver(backend)
+    driver.stream.open([OpenSession("a", 0)])
+    assert_same(driver.run([("a", 0, ids)], cuts=(1,)).logits, plain_logits(backend, ids))
+    with pytest.raises(ContextLengthError):
+        driver.run([("a", length, ids[:1])])
+    driver.stream.end()
+
+
+def test_a_head_that_reads_another_width_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="width 16, expected the layers' own width 32"):
+        make_backend(make_model("opt", word_embed_proj_dim=16))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

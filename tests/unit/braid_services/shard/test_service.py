@@ -13,7 +13,8 @@ import torch
 
 from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
 from braid_rpc.channels import make_channel
-from braid_rpc.errors import BraidError, FrameError, InvalidRequestError
+from braid_rpc.errors import BraidError, FrameError, InvalidRequestError, StepOrderError
+from braid_rpc.shard_client import ShardClient
 from braid_rpc.stream_client import ShardStreamClient
 from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
 from braid_services.serving import RunningServer
@@ -144,6 +145,35 @@ def test_an_unexpected_error_reaches_the_log_and_not_the_caller(
     assert "secret detail" in caplog.text
     monkeypatch.undo()
     client.call(open_request("a"))
+
+
+def test_a_reply_beyond_the_limit_is_refused_and_the_stream_goes_on(tmp_path: Path) -> None:
+    # 16 rows of states are 2 KiB and fit; with the logits of 16 rows it is more than 6 KiB.
+    backend = make_backend(make_model("llama"), max_message_bytes=8 * 2**10)
+    with (
+        serve_backend(backend, [f"unix:{tmp_path}/s"]) as server,
+        ShardClient(server.targets[0], max_message_bytes=2**20) as client,
+        client.open(64) as session,
+    ):
+        with session.step(range(16), logits="all") as step:
+            step.run_to(1)
+            for _ in range(2):
+                with pytest.raises(FrameError, match=r"16 rows to layer 3 would give 6336 bytes.*most 4096"):
+                    step.finish()
+        with session.step(range(40)) as step, pytest.raises(FrameError, match="40 rows to layer 1"):
+            step.run_to(1)
+        assert session.feed(range(16), logits=range(6, 16)).shape == (10, 67)
+
+
+def test_a_session_may_be_opened_to_end_at_a_layer(server: RunningServer, served: ShardBackend) -> None:
+    with ShardClient(server.targets[0]) as client, client.open(8, end_layer=2) as session:
+        for length in (3, 4):
+            with session.step([1] * (length - session.length)) as step:
+                assert step.run_to(2, final=True).shape[1] == 32
+            assert session.length == length
+        with session.step([1]) as step, pytest.raises(StepOrderError, match="to layer 2 only"):
+            step.finish()
+    wait_until(lambda: served.card.num_sessions == 0)
 
 
 def test_bfloat16_states_travel_unchanged(tmp_path: Path) -> None:
