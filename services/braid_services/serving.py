@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn
@@ -57,6 +57,10 @@ _SERVICES: tuple[tuple[type, Callable[[Any, grpc.Server], None], str], ...] = (
 )
 
 
+SocketIdentity = tuple[int, int, int]
+"""Device, inode, and time of making: an inode's number is soon given to another file."""
+
+
 class RunningServer:
     """A server that listens on ``targets``; each is what a client connects to, with the real port.
 
@@ -70,12 +74,14 @@ class RunningServer:
         health_servicer: health.HealthServicer,
         pool: ThreadPoolExecutor,
         service_names: Sequence[str],
+        sockets: Mapping[str, SocketIdentity],
     ) -> None:
         self.targets = tuple(targets)
         self._server = server
         self._health = health_servicer
         self._pool = pool
         self._service_names = tuple(service_names)
+        self._sockets = dict(sockets)
 
     def set_serving(self, serving: bool) -> None:
         """What the health service answers from now on, for the server and for each of its services."""
@@ -97,9 +103,10 @@ class RunningServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for target in self.targets:
-            if target.startswith("unix:"):
-                _unlink_socket(unix_path(target))
+        for path, identity in self._sockets.items():
+            # By now another server may have begun to listen there.
+            if _socket_identity(path) == identity:
+                os.unlink(path)
 
     def __enter__(self) -> RunningServer:
         return self
@@ -151,7 +158,9 @@ def start_server(
         pool.shutdown(wait=False)
         raise
     server.start()
-    running = RunningServer(server, bound, health_servicer, pool, names)
+    paths = [unix_path(target) for target in bound if target.startswith("unix:")]
+    sockets = {path: identity for path in paths if (identity := _socket_identity(path))}
+    running = RunningServer(server, bound, health_servicer, pool, names, sockets)
     running.set_serving(True)
     return running
 
@@ -249,16 +258,21 @@ def _clear_way(target: str) -> None:
             probe.connect(path)
     except FileNotFoundError:
         return
-    except OSError:
-        _unlink_socket(path)
+    except ConnectionRefusedError:
+        if _socket_identity(path):
+            os.unlink(path)
         return
+    except OSError as error:
+        raise ConflictError(
+            f"target: cannot listen on {target}: cannot tell whether a server listens there: {error}"
+        ) from error
     raise ConflictError(f"target: cannot listen on {target}: a server listens there already")
 
 
-def _unlink_socket(path: str) -> None:
-    """Remove ``path`` if it is a socket; anything else stays."""
+def _socket_identity(path: str) -> SocketIdentity | None:
+    """Which socket ``path`` is; None if it is none."""
     try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
+        found = os.stat(path)
     except FileNotFoundError:
-        return
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if stat.S_ISSOCK(found.st_mode) else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,8 @@ from braid_rpc.tensor import FLOAT_DTYPES
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 from braid_services.fusion.backend import FusionBackend, FusionStream
 from braid_services.tensors import decode_torch, put_torch
+
+logger = logging.getLogger(__name__)
 
 
 class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
@@ -136,6 +140,11 @@ class _Call:
             compute_s = handler(getattr(request, op), reply)
         except BraidError as error:
             reply.error.CopyFrom(error_to_proto(error))
+        except Exception:
+            number = uuid.uuid4().hex[:8]
+            logger.exception("unexpected error %s in a fusion stream", number)
+            unexpected = BraidError(f"unexpected error, number {number} in the fusion service's log")
+            reply.error.CopyFrom(error_to_proto(unexpected))
         reply.timings.compute_us = round(compute_s * 1e6)
         reply.timings.serialize_us = max(0, round((time.perf_counter() - started - compute_s) * 1e6))
         return reply

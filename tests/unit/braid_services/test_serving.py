@@ -218,6 +218,34 @@ def test_a_socket_file_that_a_dead_server_left_is_replaced(tmp_path: Path, servi
     assert not path.exists()
 
 
+def test_a_server_that_took_over_a_socket_keeps_it_when_the_old_one_has_stopped(
+    tmp_path: Path, servicer: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.sock"
+    old = start_server([servicer], [f"unix:{path}"])
+    with socket.socket(socket.AF_UNIX) as new:
+        shut_down = old._pool.shutdown
+
+        def take_over(**values: Any) -> None:
+            new.bind(str(path))
+            shut_down(**values)
+
+        monkeypatch.setattr(old._pool, "shutdown", take_over)
+        old.stop()
+        assert path.is_socket()
+
+
+def test_a_busy_socket_is_not_taken_for_a_dead_servers(tmp_path: Path, servicer: Failing) -> None:
+    path = tmp_path / "one.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting.connect(str(path))  # the queue is full now: further ones have to wait
+        with pytest.raises(ConflictError, match="cannot tell"):
+            start_server([servicer], [f"unix:{path}"])
+        assert path.is_socket()
+
+
 def test_a_file_that_is_no_socket_is_never_removed(
     tmp_path: Path, servicer: Failing, capfd: pytest.CaptureFixture[str]
 ) -> None:

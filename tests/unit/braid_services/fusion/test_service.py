@@ -13,6 +13,7 @@ import torch
 from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.channels import make_channel
 from braid_rpc.errors import (
+    BraidError,
     ConfigError,
     ConflictError,
     CorruptWeightsError,
@@ -24,6 +25,7 @@ from braid_rpc.fusion_client import FusionClient
 from braid_rpc.status import error_from_proto
 from braid_rpc.steps import Segment
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc, tensor_pb2
+from braid_services.fusion.backend import FusionStream
 from braid_services.fusion.main import serve_fusion
 
 
@@ -137,6 +139,22 @@ def test_broken_messages_get_a_typed_reply_and_the_stream_goes_on(client, server
     fused = replies[6]
     assert [list(state.shape) for state in fused.fused.states] == [[1, 6], [1, 8]]
     assert fused.timings.compute_us > 0
+
+
+def test_an_unexpected_error_is_a_reply_and_the_stream_goes_on(client, rows, monkeypatch, caplog) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    states = [state.numpy() for state in rows(1)]
+    with client.stream() as stream:
+        stream.open(["s"])
+        with monkeypatch.context() as broken:
+            broken.setattr(FusionStream, "fuse", fail)
+            with pytest.raises(BraidError, match="number") as caught:
+                stream.fuse(1, 0, (Segment("s", 0, 1),), states)
+        assert "secret" not in caught.value.message
+        assert "secret detail" in caplog.text
+        stream.fuse(2, 0, (Segment("s", 0, 1),), states)
 
 
 def test_many_callers_at_once_get_what_each_would_get_alone(client, server, rows) -> None:
