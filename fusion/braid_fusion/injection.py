@@ -30,7 +30,10 @@ class ResidualInjection(nn.Module):
         """The injected states (T, D), in the dtype of ``hidden_TD``, and the gate (T, 1)."""
         gate_T1 = self.gate(own_TF).sigmoid() * 2.0
         update_TD = self.out(fused_TF)
-        return torch.addcmul(hidden_TD.to(update_TD.dtype), gate_T1, update_TD).to(hidden_TD.dtype), gate_T1
+        # In the wider of the two: neither side's precision is lost while the other is added.
+        dtype = torch.promote_types(hidden_TD.dtype, update_TD.dtype)
+        injected_TD = torch.addcmul(hidden_TD.to(dtype), gate_T1.to(dtype), update_TD.to(dtype))
+        return injected_TD.to(hidden_TD.dtype), gate_T1
 
 
 class ReplaceInjection(nn.Module):

@@ -131,9 +131,9 @@ class AsyncEventStream:
         return self
 
     async def __anext__(self) -> Event:
-        if self._is_closed:
-            raise StopAsyncIteration
         while True:
+            if self._is_closed:  # perhaps during the pause before another attempt
+                raise StopAsyncIteration
             if self._call is None:
                 self._call = self._attempts.begin(self._method)
             try:

@@ -72,6 +72,21 @@ async def test_what_nobody_answered_is_asked_again(connect: Connect) -> None:
         assert len(braid.requests) == 3
 
 
+async def test_nothing_is_asked_again_after_closing_in_a_pause(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    braid = FakeBraid(failures=1)
+    events = connect(braid).stream("hi")
+
+    async def close_instead(_: float) -> None:
+        await events.aclose()
+
+    with monkeypatch.context() as pausing, pytest.raises(StopAsyncIteration):
+        pausing.setattr(asyncio, "sleep", close_instead)
+        await anext(events)
+    assert len(braid.requests) == 1
+
+
 async def test_a_generation_that_has_begun_is_not_repeated(connect: Connect) -> None:
     braid = FakeBraid(failures=1, fail_after=2)
     events = connect(braid).stream("hi")
