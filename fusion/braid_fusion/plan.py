@@ -72,7 +72,9 @@ class BraidPlan:
             shards=tuple(PlanShard(**shard) for shard in raw["shards"]),
             anchor=raw["anchor"],
             points=tuple(
-                PlanPoint(**{**point, "layers": tuple(point["layers"]), "receivers": tuple(point["receivers"])})
+                PlanPoint(
+                    **{**point, "layers": tuple(point["layers"]), "receivers": tuple(point["receivers"])}
+                )
                 for point in raw["points"]
             ),
             readout=PlanReadout(**raw["readout"]),

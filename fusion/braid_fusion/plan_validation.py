@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from braid_fusion.errors import PlanError
 from braid_fusion.injection import INJECTIONS
 from braid_fusion.plan import BraidPlan, PlanPoint
+from braid_fusion.whole_number import whole_number
+
+# Far above any model's, and low enough that a plan from outside can't ask for absurd tensors.
+MAX_SHARDS, MAX_WIDTH, MAX_LAYERS, MAX_VOCAB = 64, 2**16, 2**12, 2**24
 
 # Names that a ModuleDict cannot hold as keys, because they are attributes of it.
 _RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -16,15 +22,20 @@ def check_plan(plan: BraidPlan) -> None:
     """Raises: PlanError, naming the field, what it got and what is allowed."""
     if not plan.shards:
         raise PlanError("shards: got none, expected at least one")
-    _check_unique("shards", [shard.name for shard in plan.shards])
+    whole_number("shards: how many", len(plan.shards), 1, MAX_SHARDS)
     for shard in plan.shards:
-        if shard.width < 1 or shard.num_layers < 1:
-            raise PlanError(
-                f"shard {shard.name!r}: got width {shard.width} and {shard.num_layers} layers, "
-                "expected positive numbers"
-            )
-    if not 0 <= plan.anchor < len(plan.shards):
-        raise PlanError(f"anchor: got index {plan.anchor}, expected one below {len(plan.shards)}")
+        where = f"shard {shard.name!r}"
+        for key in ("name", "model_hash", "tokenizer_hash"):
+            _check_text(f"{where}: {key}", getattr(shard, key))
+        whole_number(f"{where}: width", shard.width, 1, MAX_WIDTH)
+        whole_number(f"{where}: num_layers", shard.num_layers, 1, MAX_LAYERS)
+        whole_number(f"{where}: vocab_size", shard.vocab_size, 0, MAX_VOCAB)
+    _check_unique("shards", [shard.name for shard in plan.shards])
+    whole_number("anchor: index", plan.anchor, 0, len(plan.shards) - 1)
+    whole_number("seed", plan.seed, -(2**63), 2**63 - 1)
+    _check_options("readout", plan.readout.options)
+    for point in plan.points:
+        _check_text(f"point {point.name!r}: name", point.name)
     _check_unique("points", [point.name for point in plan.points])
     for point in plan.points:
         _check_point(plan, point)
@@ -45,22 +56,30 @@ def _check_point(plan: BraidPlan, point: PlanPoint) -> None:
     if len(point.layers) != len(plan.shards):
         raise PlanError(f"{where}: layers: got {point.layers}, expected one per shard ({len(plan.shards)})")
     for layer, shard in zip(point.layers, plan.shards, strict=True):
-        if not 0 <= layer <= shard.num_layers:
-            raise PlanError(
-                f"{where}: layer of {shard.name!r}: got {layer}, expected 0 to {shard.num_layers}"
-            )
-    if point.fusion_width < 1:
-        raise PlanError(f"{where}: fusion_width: got {point.fusion_width}, expected at least 1")
+        whole_number(f"{where}: layer of {shard.name!r}", layer, 0, shard.num_layers - 1)
+    whole_number(f"{where}: fusion_width", point.fusion_width, 1, MAX_WIDTH)
+    _check_text(f"{where}: strategy", point.strategy)
+    _check_options(where, point.options)
     if point.injection not in INJECTIONS:
         raise PlanError(
             f"{where}: injection: got {point.injection!r}, expected one of {', '.join(INJECTIONS)}"
         )
-    if len(set(point.receivers)) != len(point.receivers) or not all(
-        0 <= receiver < len(plan.shards) for receiver in point.receivers
-    ):
+    for receiver in point.receivers:
+        whole_number(f"{where}: receivers", receiver, 0, len(plan.shards) - 1)
+    if len(set(point.receivers)) != len(point.receivers):
         raise PlanError(
             f"{where}: receivers: got {point.receivers}, expected different indices below {len(plan.shards)}"
         )
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise PlanError(f"{what}: got {value!r}, expected text")
+
+
+def _check_options(where: str, options: object) -> None:
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise PlanError(f"{where}: options: got {options!r}, expected values by name")
 
 
 def _check_unique(what: str, names: list[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from braid_fusion.context import FusionContext
-from braid_fusion.errors import FusionShapeError
+from braid_fusion.errors import FusionShapeError, PlanError
 from braid_fusion.initialisation import linear, matching_linear
 from braid_fusion.injection import make_injection
 from braid_fusion.plan import BraidPlan, PlanPoint
@@ -51,7 +51,9 @@ class FusionPoint(nn.Module):
         self.receivers = point.receivers or tuple(range(len(plan.shards)))
         self.normalises = point.injection != "replace"
         options = dict(point.options)
-        self.cross = bool(options.pop("cross", True))
+        self.cross = options.pop("cross", True)
+        if not isinstance(self.cross, bool):
+            raise PlanError(f"cross: got {self.cross!r}, expected true or false")
         self.inputs = nn.ModuleList(
             linear(width, point.fusion_width, generator)
             if self.normalises

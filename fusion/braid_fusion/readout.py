@@ -15,7 +15,9 @@ from braid_fusion.errors import FusionShapeError, PlanError
 from braid_fusion.initialisation import linear, zero_linear
 from braid_fusion.mixing import NUM_LOGIT_FEATURES, logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
+from braid_fusion.whole_number import whole_number
 
+MAX_HIDDEN = 2**16
 READOUTS = ("anchor", "mixture", "gate")
 
 __all__ = [
@@ -97,8 +99,7 @@ def make_readout(plan: BraidPlan, generator: Generator | None) -> nn.Module:
     if options:
         allowed = "only 'hidden'" if kind == "gate" else "none"
         raise PlanError(f"readout {kind!r}: got options {sorted(options)}, expected {allowed}")
-    if not isinstance(hidden, int) or hidden < 1:
-        raise PlanError(f"readout 'gate': hidden: got {hidden!r}, expected a positive integer")
+    whole_number("readout 'gate': hidden", hidden, 1, MAX_HIDDEN)
     if kind == "anchor":
         return AnchorReadout(len(plan.shards), plan.anchor)
     if kind == "mixture":

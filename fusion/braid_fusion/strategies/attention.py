@@ -18,6 +18,9 @@ from braid_fusion.initialisation import linear
 from braid_fusion.row_cache import contiguous_rows
 from braid_fusion.strategies.base import Fused, FusionStrategy
 from braid_fusion.strategies.registry import register_strategy
+from braid_fusion.whole_number import whole_number
+
+MAX_OFFSET = 2**16
 
 
 @register_strategy("attention")
@@ -47,13 +50,14 @@ class AttentionFusion(FusionStrategy):
             raise PlanError(
                 f"attention: got {num_models} shard, expected at least 2: it attends to the others"
             )
-        heads = num_heads or next(count for count in (8, 4, 2, 1) if hidden_dim % count == 0)
-        if heads < 0 or hidden_dim % heads:
+        if num_heads is None:
+            num_heads = next(count for count in (8, 4, 2, 1) if hidden_dim % count == 0)
+        heads = whole_number("attention: num_heads", num_heads, 1, hidden_dim)
+        if hidden_dim % heads:
             raise PlanError(
                 f"attention: num_heads: got {num_heads}, expected a divisor of the width {hidden_dim}"
             )
-        if max_offset < 0:
-            raise PlanError(f"attention: max_offset: got {max_offset}, expected 0 or more")
+        whole_number("attention: max_offset", max_offset, 0, MAX_OFFSET)
         self.num_heads, self.head_width, self.max_offset = heads, hidden_dim // heads, max_offset
         self.receivers = tuple(range(num_models) if receivers is None else receivers)
         self.givers = tuple(s for s in range(num_models) if any(r != s for r in self.receivers))

@@ -12,10 +12,12 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from braid_fusion.context import FusionContext
-from braid_fusion.errors import PlanError
 from braid_fusion.initialisation import linear
 from braid_fusion.strategies.base import Fused, FusionStrategy
 from braid_fusion.strategies.registry import register_strategy
+from braid_fusion.whole_number import whole_number
+
+MAX_HIDDEN = 2**16
 
 
 @register_strategy("router")
@@ -36,12 +38,10 @@ class RouterFusion(FusionStrategy):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if top_k is not None and not 1 <= top_k <= num_models:
-            raise PlanError(
-                f"router: top_k: got {top_k}, expected between 1 and the number of shards, {num_models}"
-            )
-        if hidden is not None and hidden < 1:
-            raise PlanError(f"router: hidden: got {hidden}, expected at least 1")
+        if top_k is not None:
+            whole_number("router: top_k, of the shards", top_k, 1, num_models)
+        if hidden is not None:
+            whole_number("router: hidden", hidden, 1, MAX_HIDDEN)
         self.top_k = None if top_k == num_models else top_k
         hidden = hidden or min(256, hidden_dim)
         self.hidden = linear(num_models * hidden_dim, hidden, generator)

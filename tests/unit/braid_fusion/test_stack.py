@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from braid_fusion.context import FusionContext
 from braid_fusion.errors import FusionShapeError, PlanError
+from braid_fusion.plan import PlanReadout
 from braid_fusion.stack import FusionStack
 from braid_fusion.strategies import FusionLayer, make_strategy, register_strategy, strategy_names
 
@@ -139,15 +140,31 @@ def test_a_built_in_name_cannot_be_taken_over() -> None:
     [
         ({"strategy": "stich"}, r"point '1': strategy: got 'stich', expected one of .*weighted"),
         ({"options": {"top": 1}}, r"point '1': strategy 'mlp': got options \{'top': 1\}"),
-        ({"strategy": "router", "options": {"top_k": 4}}, "top_k: got 4, expected between 1 and .* 3"),
+        ({"strategy": "router", "options": {"top_k": 4}}, "top_k, of the shards: got 4, expected .* 1 to 3"),
         ({"strategy": "attention", "options": {"num_heads": 3}}, "num_heads: got 3, expected a divisor .* 8"),
         ({"strategy": "attention", "options": {"max_offset": -1}}, "max_offset: got -1"),
         ({"injection": "add"}, "injection: got 'add', expected one of residual, replace"),
         ({"fusion_width": 0}, "fusion_width: got 0"),
-        ({"receivers": (0, 3)}, r"receivers: got \(0, 3\)"),
+        ({"receivers": (0, 3)}, "receivers: got 3"),
         ({"receivers": (0, 0)}, "receivers"),
         ({"layers": (1, 2)}, r"layers: got \(1, 2\), expected one per shard \(3\)"),
-        ({"layers": (1, 2, 9)}, "layer of 'maths': got 9, expected 0 to 6"),
+        ({"layers": (1, 2, 6)}, "layer of 'maths': got 6, expected a whole number from 0 to 5"),
+        ({"layers": ("1", 2, 3)}, "layer of 'code': got '1'"),
+        ({"layers": (True, 2, 3)}, "layer of 'code': got True"),
+        ({"receivers": (0.0, 1)}, "receivers: got 0.0"),
+        ({"fusion_width": 8.0}, "fusion_width: got 8.0"),
+        ({"fusion_width": 2**40}, "fusion_width: got 1099511627776"),
+        ({"name": 5}, "point 5: name: got 5, expected text"),
+        ({"strategy": ["mlp"]}, r"strategy: got \['mlp'\], expected text"),
+        ({"options": [1]}, r"options: got \[1\]"),
+        ({"options": {"cross": "no"}}, "cross: got 'no', expected true or false"),
+        ({"strategy": "router", "options": {"top_k": 1.5}}, "top_k.*: got 1.5"),
+        ({"strategy": "router", "options": {"top_k": True}}, "top_k.*: got True"),
+        ({"strategy": "router", "options": {"hidden": "many"}}, "hidden: got 'many'"),
+        ({"strategy": "attention", "options": {"max_offset": 2.5}}, "max_offset: got 2.5"),
+        ({"strategy": "attention", "options": {"max_offset": 2**40}}, "max_offset: got 1099511627776"),
+        ({"strategy": "attention", "options": {"num_heads": "2"}}, "num_heads: got '2'"),
+        ({"strategy": "attention", "options": {"num_heads": 0}}, "num_heads: got 0"),
         ({"name": "0.5"}, "point '0.5': expected a name that .* has no dot"),
         ({"name": "keys"}, "point 'keys': expected a name"),
     ],
@@ -161,8 +178,18 @@ def test_what_cannot_be_built_is_named(make_plan, change, says) -> None:
 
 def test_a_plan_as_a_whole_is_checked(make_plan) -> None:
     plan = make_plan(num_points=2)
-    with pytest.raises(PlanError, match="anchor: got index 3"):
+    with pytest.raises(PlanError, match="anchor: index: got 3"):
         FusionStack(dataclasses.replace(plan, anchor=3))
+    for change, says in (
+        ({"anchor": "0"}, "anchor: index: got '0'"),
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"seed": 2**80}, "seed: got"),
+        ({"readout": PlanReadout("anchor", [])}, r"readout: options: got \[\]"),
+        ({"shards": (dataclasses.replace(plan.shards[0], width="8"), *plan.shards[1:])}, "width: got '8'"),
+        ({"shards": (dataclasses.replace(plan.shards[0], name=None), *plan.shards[1:])}, "name: got None"),
+    ):
+        with pytest.raises(PlanError, match=says):
+            FusionStack(dataclasses.replace(plan, **change))
     with pytest.raises(PlanError, match="points: got the names '1' more than once"):
         FusionStack(dataclasses.replace(plan, points=(plan.points[0], plan.points[0])))
     with pytest.raises(PlanError, match="in order of depth"):
