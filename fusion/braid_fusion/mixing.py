@@ -61,7 +61,8 @@ def mix_distributions(
     a decode step's readout.
     """
     mixed_RV: Tensor | None = None
-    for p_RV, weight_R1 in zip(probs_RV, log_weights_RS.exp().split(1, dim=-1), strict=True):
+    for p_RV, weight_R in zip(probs_RV, log_weights_RS.exp().unbind(-1), strict=True):
+        weight_R1 = weight_R[:, None]
         mixed_RV = p_RV * weight_R1 if mixed_RV is None else mixed_RV.addcmul_(p_RV, weight_R1)
     if mixed_RV is None or float(mixed_RV.min()) < _SMALLEST_PROBABILITY:
         return mix_logits(log_probs_RV, log_weights_RS, normalised=True)
