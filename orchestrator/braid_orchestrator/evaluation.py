@@ -7,8 +7,10 @@ Shapes: N windows, L tokens predicted in each, T = N · L packed positions, S sh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -91,33 +93,32 @@ def compare_braid(
     stack: FusionStack,
     texts: Mapping[str, EncodedText],
     on_progress: Callable[[float], None] | None = None,
+    *,
+    threads: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of each shard alone, of the plain average of their probabilities, and of the braid.
 
     Args:
+        threads: that many texts at a time.
         on_progress: gets the fraction done after every part.
 
     Returns: ``result[who][text]``; the shards by their names, then `UNIFORM` and `BRAID`.
     """
     scorers = {backend.card.name: shard_scorer(backend) for backend in backends}
-    result: dict[str, dict[str, float]] = {name: {} for name in (*scorers, UNIFORM, BRAID)}
-    num_parts, num_done = len(texts) * (len(scorers) + 1), 0
+    scorers[BRAID] = braid_scorer(backends, stack)
+    num_parts, num_done = len(texts) * len(scorers), itertools.count(1)
 
-    def note() -> None:
-        nonlocal num_done
-        num_done += 1
-        if on_progress is not None:
-            on_progress(num_done / num_parts)
+    def score(text: EncodedText) -> dict[str, float]:
+        logprobs: dict[str, Tensor] = {}
+        for who, scorer in scorers.items():
+            logprobs[who] = target_logprobs(scorer, text)
+            if on_progress is not None:
+                on_progress(next(num_done) / num_parts)
+        alone = [logprobs[backend.card.name] for backend in backends]
+        logprobs[UNIFORM] = torch.stack(alone).logsumexp(0) - math.log(len(alone))
+        return {who: bits_per_byte(values_T, text.num_bytes) for who, values_T in logprobs.items()}
 
-    for name, text in texts.items():
-        alone = []
-        for shard, scorer in scorers.items():
-            alone.append(target_logprobs(scorer, text))
-            result[shard][name] = bits_per_byte(alone[-1], text.num_bytes)
-            note()
-        average_T = torch.stack(alone).logsumexp(0) - math.log(len(alone))
-        result[UNIFORM][name] = bits_per_byte(average_T, text.num_bytes)
-        braided_T = target_logprobs(braid_scorer(backends, stack), text)
-        result[BRAID][name] = bits_per_byte(braided_T, text.num_bytes)
-        note()
-    return result
+    with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
+        rows = dict(zip(texts, pool.map(score, texts.values()), strict=True))
+    names = [*(backend.card.name for backend in backends), UNIFORM, BRAID]
+    return {who: {text: row[who] for text, row in rows.items()} for who in names}

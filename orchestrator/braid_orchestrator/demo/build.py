@@ -27,7 +27,7 @@ from braid_fusion import training
 from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
-from braid_orchestrator.demo.fuse import compare_on_held_out, load_braid, train_braid
+from braid_orchestrator.demo.fuse import WEIGHTS_VERSION, compare_on_held_out, load_braid, train_braid
 from braid_orchestrator.demo.pretrain import PretrainJob
 from braid_orchestrator.demo.recipe import FULL, QUICK, DemoRecipe, digest
 from braid_orchestrator.demo.specialists import train_specialists
@@ -89,13 +89,26 @@ class _Build:
         self.manifest = _read_manifest(folder)
         self.specialists_hash = digest([recipe.specialists_part()])
         self.fusion_hash = digest(
-            [self.specialists_hash, recipe.fusion_part(), asdict(config)["points"], asdict(config.readout)]
+            [
+                self.specialists_hash,
+                recipe.fusion_part(),
+                asdict(config)["points"],
+                asdict(config.readout),
+                [config.anchor, *(shard.name for shard in config.shards)],
+            ]
         )
 
     def run(self) -> DemoBuild:
         started = self.manifest
-        needs_specialists = started.get("specialists_hash") != self.specialists_hash
-        needs_fusion = needs_specialists or started.get("fusion_hash") != self.fusion_hash
+        needs_specialists = started.get("specialists_hash") != self.specialists_hash or not all(
+            (self.folder / specialist.name / "config.json").is_file()
+            for specialist in self.recipe.specialists
+        )
+        needs_fusion = (
+            needs_specialists
+            or started.get("fusion_hash") != self.fusion_hash
+            or not (self.folder / FUSION_FOLDER / WEIGHTS_VERSION / "card.json").is_file()
+        )
         if needs_fusion:
             self._build(needs_specialists)
         return DemoBuild(
@@ -172,7 +185,7 @@ class _Build:
         shutil.rmtree(scratch)
 
     def _train_fusion(self, corpus: Corpus, show: _Stages) -> None:
-        with _threads(min(self.recipe.fusion.threads, os.cpu_count() or 1)):
+        with _one_torch_thread():
             bar = show.bar("training the fusion modules")
             started = time.monotonic()
             shutil.rmtree(self.folder / FUSION_FOLDER, ignore_errors=True)
@@ -240,9 +253,9 @@ def _progress(console: Console) -> Progress:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _one_torch_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

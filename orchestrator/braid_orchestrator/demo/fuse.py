@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from braid_fusion.weights import save_stack
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
-from braid_orchestrator.demo.recipe import DemoRecipe
+from braid_orchestrator.demo.recipe import DemoRecipe, FusionRecipe
 from braid_orchestrator.evaluation import EncodedText, compare_braid, encode_windows
 from braid_orchestrator.inprocess.fusion_training import encode_texts, fusion_training_config, train_fusion
 from braid_services.shard.backend import ShardBackend
@@ -70,6 +71,7 @@ def train_braid(
             fusion.num_steps, learning_rate=fusion.learning_rate, max_seconds=fusion.max_seconds
         ),
         on_progress=on_progress,
+        threads=_threads(fusion),
     )
     save_stack(braid.stack, folder / WEIGHTS_VERSION, json.loads(json.dumps(record.to_dict())))
     return record
@@ -96,7 +98,11 @@ def compare_on_held_out(
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of each shard alone, their average and the braid: ``result[who][text]``."""
     texts = held_out_texts(braid.backends[0], corpus, recipe)
-    return compare_braid(braid.backends, braid.stack, texts, on_progress)
+    return compare_braid(braid.backends, braid.stack, texts, on_progress, threads=_threads(recipe.fusion))
+
+
+def _threads(fusion: FusionRecipe) -> int:
+    return min(fusion.threads, os.cpu_count() or 1)
 
 
 def _even_sample(texts: Sequence[str], num_chars: int) -> list[str]:

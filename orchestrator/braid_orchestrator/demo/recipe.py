@@ -28,7 +28,7 @@ class SpecialistRecipe:
     long_share: float = 0.15
     rotary_base: float = 1000.0
     step_tokens: int = 1024
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     matrix_learning_rate: float = 0.015
     seed: int = 0
 
@@ -40,7 +40,7 @@ class FusionRecipe:
     num_steps: int
     max_seconds: float
     num_chars: int
-    window: int = 256
+    window: int = 128
     step_tokens: int = 1024
     learning_rate: float = 3e-3
     threads: int = 2
@@ -87,11 +87,11 @@ FULL = DemoRecipe(
     tokenizer_chars=4_000_000,
     context_length=1024,
     specialists=(
-        SpecialistRecipe("code", 128, 4, 2, 384, num_steps=1000, max_seconds=185.0),
-        SpecialistRecipe("prose", 96, 6, 2, 256, num_steps=1000, max_seconds=185.0, seed=1),
+        SpecialistRecipe("code", 128, 4, 2, 384, num_steps=600, max_seconds=165.0),
+        SpecialistRecipe("prose", 96, 5, 2, 256, num_steps=800, max_seconds=165.0, seed=1),
     ),
-    fusion=FusionRecipe(num_steps=300, max_seconds=75.0, num_chars=1_200_000),
-    evaluation_chars=60_000,
+    fusion=FusionRecipe(num_steps=220, max_seconds=65.0, num_chars=1_000_000),
+    evaluation_chars=45_000,
 )
 
 QUICK = replace(

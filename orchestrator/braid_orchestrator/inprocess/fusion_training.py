@@ -6,6 +6,7 @@ Shapes: B windows of L + 1 tokens, T packed rows, S shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from braid_fusion.training import (
     TrainingConfig,
     TrainingRecord,
 )
+from braid_orchestrator.inprocess.parallel_loss import loss_in_threads
 from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_services.shard.backend import ShardBackend
 
@@ -68,21 +70,36 @@ def train_fusion(
     on_progress: Callable[[Progress], None] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     log_path: Path | None = None,
+    threads: int = 1,
 ) -> TrainingRecord:
     """Train a stack in place on batches of (B, L + 1) token ids of the anchor.
 
+    Args:
+        threads: that many share the windows of a batch, each best left to one thread of torch's.
+
     Raises: TrainingDivergedError, ContextLengthError.
     """
-    trainer = Trainer(
-        stack,
-        lambda windows: braid_loss(backends, stack, windows),
-        batches,
-        config,
-        on_progress=on_progress,
-        evaluate=evaluate,
-        log_path=log_path,
-    )
-    return trainer.run()
+    parameters = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+
+    def loss_of_part(windows: Tensor) -> dict[str, Tensor]:
+        return braid_loss(backends, stack, windows)
+
+    def loss_of(windows: Tensor) -> dict[str, Tensor]:
+        if windows.shape[0] % threads or threads == 1:
+            return loss_of_part(windows)
+        return loss_in_threads(pool, loss_of_part, windows.chunk(threads), parameters)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="fusion-training") as pool:
+        trainer = Trainer(
+            stack,
+            loss_of,
+            batches,
+            config,
+            on_progress=on_progress,
+            evaluate=evaluate,
+            log_path=log_path,
+        )
+        return trainer.run()
 
 
 def train_fusion_layers(
