@@ -25,6 +25,7 @@ from braid_rpc.errors import (
     UnsupportedModelError,
 )
 from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention
+from braid_services.shard.trimming import trim
 
 _NO_STOP = -1
 _ATTENTION_KEY = "_attn_implementation_internal"
@@ -67,6 +68,7 @@ class SpanModel:
         self._configs = _attention_configs(model)
         model.eval()
         model.requires_grad_(False)
+        trim(model)
         if _pick_logit_rows not in head._forward_pre_hooks.values():  # left by one that is gone
             head.register_forward_pre_hook(_pick_logit_rows)
 
