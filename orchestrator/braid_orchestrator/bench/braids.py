@@ -133,29 +133,28 @@ class EngineHost:
     def decode(self, key: str, prompt: tuple[int, ...], num_tokens: int) -> BraidDecoded:
         """``num_tokens`` greedy decode steps after the prompt. Raises: BraidError."""
         engine = self._services[key].engine
-        events: queue.SimpleQueue[tuple[float, Event | ScoreResult | BraidError]] = queue.SimpleQueue()
-        is_first = True
+        times: list[float] = []
+        picked: list[int] = []
+        end: queue.SimpleQueue[BraidError | None] = queue.SimpleQueue()
 
         def take(event: Event | ScoreResult | BraidError) -> None:
-            nonlocal is_first
-            if isinstance(event, TokenEvent) and is_first:
-                is_first = False
-                engine.trace.reset()  # the prompt's step doesn't count
-            events.put((time.perf_counter(), event))
+            """In the engine's thread. Nobody is woken before the end."""
+            if isinstance(event, TokenEvent):
+                times.append(time.perf_counter())
+                picked.append(event.token_id)
+                if len(times) == 1:
+                    engine.trace.reset()  # the prompt's step doesn't count
+            elif isinstance(event, BraidError):
+                end.put(event)
+            elif isinstance(event, Finished):
+                end.put(None)
 
         sampling = SamplingOptions(max_tokens=num_tokens + 1, temperature=0.0, ignore_eos=True)
         engine.submit(GenerateRequest(prompt, sampling), take)
-        times: list[float] = []
-        picked: list[int] = []
-        while True:
-            when, event = events.get(timeout=DECODE_TIMEOUT_S)
-            if isinstance(event, BraidError):
-                raise event
-            if isinstance(event, TokenEvent):
-                times.append(when)
-                picked.append(event.token_id)
-            if isinstance(event, Finished):
-                return BraidDecoded(times[-1] - times[0], picked[1:], engine.trace)
+        error = end.get(timeout=DECODE_TIMEOUT_S)
+        if error is not None:
+            raise error
+        return BraidDecoded(times[-1] - times[0], picked[1:], engine.trace)
 
     def stop(self) -> None:
         """End the engines."""
