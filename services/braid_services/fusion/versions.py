@@ -17,6 +17,7 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.weights import list_versions, load_weights, read_card
 from braid_rpc.errors import UnknownVersionError
 from braid_services.fusion.translation import braid_errors
+from braid_services.trimming import trim
 
 UNTRAINED = "untrained"
 MAX_NAME_BYTES = 255
@@ -88,6 +89,7 @@ class Versions:
             if path is not None:
                 sha256[version] = load_weights(stack, path).weights_sha256
         stack.eval()
+        trim(stack)
         with self._lock:
             self._loaded[version] = stack
             self._sha256.update(sha256)

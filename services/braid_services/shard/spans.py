@@ -25,7 +25,7 @@ from braid_rpc.errors import (
     UnsupportedModelError,
 )
 from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention
-from braid_services.shard.trimming import trim
+from braid_services.trimming import trim
 
 _NO_STOP = -1
 _ATTENTION_KEY = "_attn_implementation_internal"

@@ -11,7 +11,7 @@ from models import tiny_llama
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from braid_services.shard.trimming import trim
+from braid_services.trimming import trim
 
 # Two ways to round the same float32 numbers.
 TOLERANCE = 1e-5
