@@ -108,6 +108,23 @@ def test_a_second_build_finds_everything(built: DemoBuild, folder: Path) -> None
 
 
 @pytest.mark.usefixtures("compared_at_once")
+def test_what_was_deleted_is_built_again(built: DemoBuild, folder: Path) -> None:
+    (folder / "fusion" / "v1" / "card.json").unlink()
+    before = (folder / "code" / "model.safetensors").stat().st_mtime_ns
+    assert not build_demo(folder, quiet(), config=config(folder), recipe=RECIPE).cached
+    assert (folder / "fusion" / "v1" / "card.json").is_file()
+    assert (folder / "code" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_weights_are_for_one_anchor(folder: Path) -> None:
+    hashes = {
+        build._Build(folder, quiet(), config(folder, anchor=anchor), RECIPE).fusion_hash
+        for anchor in ("code", "prose")
+    }
+    assert len(hashes) == 2
+
+
+@pytest.mark.usefixtures("compared_at_once")
 def test_other_fusion_points_keep_the_specialists(built: DemoBuild, folder: Path) -> None:
     before = (folder / "code" / "model.safetensors").stat().st_mtime_ns
     changed = config(folder, points=(PointConfig(0.5, strategy="router"),))
