@@ -22,7 +22,7 @@ from braid_orchestrator.engine.requests import (
     ScoreResult,
     TokenEvent,
 )
-from braid_orchestrator.engine.trace import StepTrace
+from braid_orchestrator.engine.trace import Recording
 from braid_orchestrator.serving.service import BraidService
 from braid_rpc.errors import BraidError
 from braid_services.fusion.main import serve_fusion
@@ -69,7 +69,7 @@ class BraidDecoded:
 
     seconds: float
     token_ids: list[int]
-    trace: StepTrace
+    recording: Recording
 
 
 class ShardHost:
@@ -135,6 +135,7 @@ class EngineHost:
         engine = self._services[key].engine
         times: list[float] = []
         picked: list[int] = []
+        recording = Recording()
         end: queue.SimpleQueue[BraidError | None] = queue.SimpleQueue()
 
         def take(event: Event | ScoreResult | BraidError) -> None:
@@ -143,7 +144,7 @@ class EngineHost:
                 times.append(time.perf_counter())
                 picked.append(event.token_id)
                 if len(times) == 1:
-                    engine.trace.reset()  # the prompt's step doesn't count
+                    engine.trace.recording = recording  # the prompt's step doesn't count
             elif isinstance(event, BraidError):
                 end.put(event)
             elif isinstance(event, Finished):
@@ -152,9 +153,10 @@ class EngineHost:
         sampling = SamplingOptions(max_tokens=num_tokens + 1, temperature=0.0, ignore_eos=True)
         engine.submit(GenerateRequest(prompt, sampling), take)
         error = end.get(timeout=DECODE_TIMEOUT_S)
+        engine.trace.recording = None
         if error is not None:
             raise error
-        return BraidDecoded(times[-1] - times[0], picked[1:], engine.trace)
+        return BraidDecoded(times[-1] - times[0], picked[1:], recording)
 
     def stop(self) -> None:
         """End the engines."""

@@ -1,103 +1,98 @@
-"""From a trace to a table: where the time of a token goes, span by span. In milliseconds per token."""
+"""From recordings to a table: where the time of a token goes, span by span. In milliseconds, as medians."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from braid_orchestrator.bench.report import Cell, Table
-from braid_orchestrator.engine.trace import StepTrace
+from braid_orchestrator.engine.trace import FusionTimes, Recording, SpanTimes
 
 MS = 1e3
 
+TimesT = TypeVar("TimesT", SpanTimes, FusionTimes)
 
-def trace_to_dict(trace: StepTrace, seconds: float) -> dict[str, Any]:
-    """All sums of a trace, in seconds, with what the whole decode took."""
+
+def recording_to_dict(recording: Recording) -> dict[str, Any]:
+    """All figures of a recording, in seconds."""
     return {
-        "seconds": seconds,
-        "spans": {str(span): _plain(vars(total)) for span, total in sorted(trace.spans.items())},
-        "fusion": {str(point): _plain(vars(total)) for point, total in sorted(trace.fusion.items())},
-        "readout_s": trace.readout_s,
-        "num_readouts": trace.num_readouts,
+        "spans": {
+            str(span): [asdict(one) for one in times] for span, times in sorted(recording.spans.items())
+        },
+        "fusion": {
+            str(point): [asdict(one) for one in times] for point, times in sorted(recording.fusion.items())
+        },
+        "readout_s": recording.readout_s,
     }
 
 
-def _plain(total: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {str(shard): seconds for shard, seconds in value.items()} if isinstance(value, dict) else value
-        for name, value in total.items()
-    }
+def span_hop_ms(recordings: Sequence[Recording]) -> float:
+    """Serialising and moving one frame of one row, from a process to another: half of what that takes there and
+    back, over all spans but the last, whose reply brings logits."""
+    times = [
+        one
+        for recording in recordings
+        for span in sorted(recording.spans)[:-1]
+        for one in recording.spans[span]
+    ]
+    return _median(times, lambda one: one.serialize_s + one.wire_s) / 2
 
 
-def hop_ms(traces: Sequence[StepTrace]) -> float:
-    """Serialisation and wire, there and back, of a span that brings one frame of states: the median over runs
-    of the mean over all spans but the last, whose reply brings logits."""
-    per_run = []
-    for trace in traces:
-        spans = [trace.spans[span] for span in sorted(trace.spans)[:-1]]
-        seconds = sum(total.slowest_serialize_s + total.wire_s for total in spans)
-        per_run.append(seconds / max(sum(total.count for total in spans), 1) * MS)
-    return median(per_run)
+def fusion_hop_ms(recordings: Sequence[Recording]) -> float:
+    """The same for a call of the fusion service, whose messages hold a frame per shard."""
+    times = [one for recording in recordings for point in recording.fusion.values() for one in point]
+    return _median(times, lambda one: one.serialize_s + one.wire_s) / 2
 
 
-def fusion_hop_ms(traces: Sequence[StepTrace]) -> float:
-    """The same of a call of the fusion service with one frame per shard."""
-    per_run = []
-    for trace in traces:
-        totals = trace.fusion.values()
-        seconds = sum(total.wall_s - total.compute_s for total in totals)
-        per_run.append(seconds / max(sum(total.count for total in totals), 1) * MS)
-    return median(per_run)
-
-
-def span_table(title: str, traces: Sequence[StepTrace], seconds: Sequence[float]) -> Table:
-    """One row per span and per exchange, in their order; medians over the runs."""
+def span_table(title: str, recordings: Sequence[Recording], seconds_per_token: Sequence[float]) -> Table:
+    """One row per span and per exchange, in their order."""
     rows: list[tuple[Cell, ...]] = []
-    spans = sorted(traces[0].spans)
+    spans = sorted(recordings[0].spans)
     for span in spans:
-        last = " (logits)" if span == spans[-1] else ""
-
-        def of(name: str, span: int = span) -> float:
-            return float(median(getattr(t.spans[span], name) / t.spans[span].count for t in traces) * MS)
-
-        idle = median(sum(t.spans[span].idle_s.values()) / t.spans[span].count for t in traces) * MS
+        times = [one for recording in recordings for one in recording.spans[span]]
         rows.append(
             (
-                f"span {span + 1}{last}",
-                of("wall_s"),
-                of("slowest_compute_s"),
-                of("slowest_serialize_s"),
-                of("wire_s"),
+                f"span {span + 1}" + (" (logits)" if span == spans[-1] else ""),
+                _median(times, lambda one: one.wall_s),
+                _median(times, lambda one: one.compute_s + one.wait_s),
+                _median(times, lambda one: one.serialize_s),
+                _median(times, lambda one: one.wire_s),
+                _median(times, lambda one: one.others_s),
                 None,
-                idle,
+                _median(times, lambda one: one.idle_s),
             )
         )
-        if span in traces[0].fusion:
-            totals = [t.fusion[span] for t in traces]
-            wall = median(t.wall_s / t.count for t in totals) * MS
-            compute = median(t.compute_s / t.count for t in totals) * MS
-            serialize = median(t.serialize_s / t.count for t in totals) * MS
+        exchanges = [one for recording in recordings for one in recording.fusion.get(span, ())]
+        if exchanges:
             rows.append(
-                (f"fusion {span + 1}", wall, None, serialize, wall - compute - serialize, compute, None)
+                (
+                    f"fusion {span + 1}",
+                    _median(exchanges, lambda one: one.wall_s),
+                    None,
+                    _median(exchanges, lambda one: one.serialize_s),
+                    _median(exchanges, lambda one: one.wire_s),
+                    None,
+                    _median(exchanges, lambda one: one.compute_s),
+                    None,
+                )
             )
-    readout = median(t.readout_s / max(t.num_readouts, 1) for t in traces) * MS
-    rows.append(("readout", readout, None, None, None, None, None))
-    in_rows = sum(float(row[1] or 0.0) for row in rows)
-    steps = traces[0].spans[spans[-1]].count
-    token = median(s / steps for s in seconds) * MS
-    rows.append(("sampling, text, scheduling", token - in_rows, None, None, None, None, None))
-    rows.append(
-        (
-            "token",
-            token,
-            *(sum(float(row[column] or 0.0) for row in rows) for column in range(2, 7)),
-        )
-    )
+    readouts = [seconds for recording in recordings for seconds in recording.readout_s]
+    if readouts:
+        rows.append(("readout", median(readouts) * MS, *[None] * 6))
+    sums = [sum(float(row[column] or 0.0) for row in rows) for column in range(1, 8)]
+    token = median(seconds_per_token) * MS
+    rows.append(("rest: sampling, text, scheduling", token - sums[0], *[None] * 6))
+    rows.append(("token", token, *sums[1:]))
     return Table(
         title,
-        ("ms per token", "wall", "compute", "serialise", "wire", "fusion", "faster shard waits"),
+        ("ms", "wall", "compute", "serialise", "wire", "other shard", "fusion", "faster shard waits"),
         tuple(rows),
-        "Compute and serialise are the slower shard's; wire is what is left of the wall time. "
-        "Without a fusion service, its row has no wire but the call itself.",
+        "Compute, serialise and wire (there and back) are those of the shard that was done last; beside them the "
+        "engine handles the other shard's messages.",
     )
+
+
+def _median(times: Sequence[TimesT], of: Callable[[TimesT], float]) -> float:
+    return median(of(one) for one in times) * MS

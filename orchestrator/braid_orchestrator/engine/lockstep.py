@@ -140,26 +140,29 @@ class LockStep:
         started = time.perf_counter()
         results: dict[int, SpanResult[Tensor]] = {}
         failures: list[Exception] = []
-        asked: list[int] = []
+        sent_s: dict[int, float] = {}
+        got_s: dict[int, float] = {}
         for shard, step in steps.items():
+            begun_s = time.perf_counter()
             try:
                 self._shards[shard].send_step(step)
             except Exception as error:  # noqa: BLE001 - raised again below
                 failures.append(error)
                 break
-            asked.append(shard)
-        for shard in asked:
+            sent_s[shard] = begun_s
+        for shard in sent_s:
             try:
                 results[shard] = self._shards[shard].receive_step()
             except Exception as error:  # noqa: BLE001 - raised again below
                 failures.append(error)
+            got_s[shard] = time.perf_counter()
         if failures:
             for shard in results:
                 if steps[shard].final:
                     for segment in batches[shard].segments:
                         self._shards[shard].crop(segment.session_id, segment.position)
             raise failures[0]
-        trace.add_span(span, time.perf_counter() - started, {s: r.timings for s, r in results.items()})
+        trace.add_span(span, started, sent_s, got_s, {s: r.timings for s, r in results.items()})
         return results
 
     def _exchange(

@@ -1,4 +1,4 @@
-"""Where the time of the steps goes, added up. Knows only what it is told."""
+"""Where the time of the steps goes, for whoever wants to know: nothing is kept until recording begins."""
 
 from __future__ import annotations
 
@@ -9,80 +9,88 @@ from dataclasses import dataclass, field
 from braid_rpc.steps import Timings
 
 
-@dataclass
-class SpanTotal:
-    """Sums over many steps, in seconds, of one span that all shards run at the same time.
+@dataclass(frozen=True, slots=True)
+class SpanTimes:
+    """One span that all shards ran at the same time, in seconds.
 
-    ``wall_s`` is from asking the first shard to the answer of the slowest: its ``slowest_compute_s``, its
-    ``slowest_wait_s`` for other callers, its ``slowest_serialize_s`` on both ends, and ``wire_s``, the rest.
-    ``idle_s[s]`` is how long shard s had nothing to do until the slowest was done.
+    ``wall_s`` is from asking the first shard to having all answers. It is made up of what the shard that was
+    done last took on its server (``compute_s``, and ``wait_s`` for other callers), of ``serialize_s`` on both
+    ends and ``wire_s`` there and back of its messages, and of ``others_s``: messages of other shards in between.
+    ``idle_s`` is how long the shards that were done earlier had nothing to do, on average.
     """
 
-    count: int = 0
-    wall_s: float = 0.0
-    wire_s: float = 0.0
-    slowest_compute_s: float = 0.0
-    slowest_wait_s: float = 0.0
-    slowest_serialize_s: float = 0.0
-    compute_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    wait_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    serialize_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    idle_s: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    wall_s: float
+    compute_s: float
+    wait_s: float
+    serialize_s: float
+    wire_s: float
+    others_s: float
+    idle_s: float
 
 
-@dataclass
-class FusionTotal:
-    """Sums over many exchanges at one point, in seconds; ``wall_s`` is seen from the engine."""
+@dataclass(frozen=True, slots=True)
+class FusionTimes:
+    """One exchange at a point, in seconds. ``wall_s`` is seen from the engine; ``wire_s`` is what it took beyond
+    arithmetic and serialisation."""
 
-    count: int = 0
-    wall_s: float = 0.0
-    compute_s: float = 0.0
-    serialize_s: float = 0.0
+    wall_s: float
+    compute_s: float
+    serialize_s: float
+    wire_s: float
 
 
-@dataclass
+@dataclass(slots=True)
+class Recording:
+    """All spans, exchanges and readouts in their order, by span (-1: a shard alone, from embedding to head) and
+    by point. It grows without a bound."""
+
+    spans: dict[int, list[SpanTimes]] = field(default_factory=lambda: defaultdict(list))
+    fusion: dict[int, list[FusionTimes]] = field(default_factory=lambda: defaultdict(list))
+    readout_s: list[float] = field(default_factory=list)
+
+
 class StepTrace:
-    """Totals per span, per point, and of the readout. Span -1 is a shard alone, from embedding to head."""
+    """What the lock step reports to. ``recording`` is None unless somebody has begun one."""
 
-    spans: dict[int, SpanTotal] = field(default_factory=lambda: defaultdict(SpanTotal))
-    fusion: dict[int, FusionTotal] = field(default_factory=lambda: defaultdict(FusionTotal))
-    readout_s: float = 0.0
-    num_readouts: int = 0
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
 
-    def reset(self) -> None:
-        """Begin anew. In the engine's thread, which is the one that adds."""
-        self.spans.clear()
-        self.fusion.clear()
-        self.readout_s = 0.0
-        self.num_readouts = 0
-
-    def add_span(self, span: int, wall_s: float, timings: Mapping[int, Timings]) -> None:
-        """All shards finished a span."""
-        total = self.spans[span]
+    def add_span(
+        self,
+        span: int,
+        started_s: float,
+        sent_s: Mapping[int, float],
+        got_s: Mapping[int, float],
+        timings: Mapping[int, Timings],
+    ) -> None:
+        """All shards finished a span. Per shard: when its message was begun, and when its answer was there."""
+        if self.recording is None:
+            return
         on_server = {shard: t.compute_s + t.wait_s + t.serialize_s for shard, t in timings.items()}
-        slowest_shard = max(on_server, key=on_server.__getitem__)
-        slowest = on_server[slowest_shard]
-        total.count += 1
-        total.wall_s += wall_s
-        total.wire_s += max(wall_s - slowest, 0.0)
-        total.slowest_compute_s += timings[slowest_shard].compute_s
-        total.slowest_wait_s += timings[slowest_shard].wait_s
-        total.slowest_serialize_s += timings[slowest_shard].serialize_s
-        for shard, one in timings.items():
-            total.compute_s[shard] += one.compute_s
-            total.wait_s[shard] += one.wait_s
-            total.serialize_s[shard] += one.serialize_s
-            total.idle_s[shard] += slowest - on_server[shard]
+        done_s = {shard: sent_s[shard] + seconds for shard, seconds in on_server.items()}
+        last = max(done_s, key=done_s.__getitem__)
+        ended_s = max(got_s.values())
+        self.recording.spans[span].append(
+            SpanTimes(
+                wall_s=ended_s - started_s,
+                compute_s=timings[last].compute_s,
+                wait_s=timings[last].wait_s,
+                serialize_s=timings[last].serialize_s,
+                wire_s=max(got_s[last] - done_s[last], 0.0),
+                others_s=sent_s[last] - started_s + ended_s - got_s[last],
+                idle_s=sum(done_s[last] - done for done in done_s.values()) / max(len(done_s) - 1, 1),
+            )
+        )
 
     def add_fusion(self, point: int, wall_s: float, timings: Timings) -> None:
         """States were exchanged at a point."""
-        total = self.fusion[point]
-        total.count += 1
-        total.wall_s += wall_s
-        total.compute_s += timings.compute_s
-        total.serialize_s += timings.serialize_s
+        if self.recording is not None:
+            wire_s = max(wall_s - timings.compute_s - timings.wait_s - timings.serialize_s, 0.0)
+            self.recording.fusion[point].append(
+                FusionTimes(wall_s, timings.compute_s, timings.serialize_s, wire_s)
+            )
 
     def add_readout(self, wall_s: float) -> None:
         """Next-token scores were mixed."""
-        self.readout_s += wall_s
-        self.num_readouts += 1
+        if self.recording is not None:
+            self.recording.readout_s.append(wall_s)
