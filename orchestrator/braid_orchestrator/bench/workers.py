@@ -34,6 +34,11 @@ class Worker:
         self._process.start()
         other_end.close()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
     def wait_ready(self) -> None:
         """Raises: BraidError if the object could not be made."""
         self.result(START_TIMEOUT_S)

@@ -51,8 +51,13 @@ def step(
 
     Takes some minutes on two idle cores, and 8 GB of memory. With `--quick` half a minute, and no meaning.
     """
+    from braid_fusion.strategies.registry import strategy_names
     from braid_orchestrator.bench.step import StepOptions, run_step
 
+    if strategy not in strategy_names():
+        raise InvalidRequestError(
+            f"strategy: got {strategy!r}, expected one of {', '.join(strategy_names())}"
+        )
     if readout not in ("gate", "mixture"):
         raise InvalidRequestError(f"readout: got {readout!r}, expected gate or mixture")
     options = StepOptions.quick() if quick else StepOptions()

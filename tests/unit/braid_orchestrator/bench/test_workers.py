@@ -1,0 +1,68 @@
+"""Objects in other processes: called, waited for together, and never left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from braid_orchestrator.bench.workers import Crew
+from braid_rpc.errors import BraidError, InvalidRequestError, UnavailableError
+
+
+class Servant:
+    def __init__(self, number: int) -> None:
+        if number < 0:
+            raise InvalidRequestError(f"number: got {number}, expected at least 0")
+        self.number = number
+
+    def add(self, more: int) -> int:
+        return self.number + more
+
+    def fail(self) -> None:
+        raise ValueError("broken")
+
+    def vanish(self) -> None:
+        os._exit(3)
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with Crew() as crew:
+        yield crew
+
+
+def test_calls_are_answered_and_errors_told(crew: Crew) -> None:
+    first, second = crew.hire("first", Servant, 1), crew.hire("second", Servant, 2)
+    ready: list[str] = []
+    crew.wait_ready([first, second], lambda worker: ready.append(worker.name))
+    assert ready == ["first", "second"]
+    first.ask("add", 10)
+    second.ask("add", 10)
+    assert (second.result(), first.result()) == (12, 11)
+    with pytest.raises(BraidError, match="'first': ValueError: broken"):
+        first.call("fail")
+    assert first.call("add", 1) == 2
+    assert first.cpu_s() > 0
+    assert set(crew.idle_share(0.05)) == {"first", "second"}
+
+
+def test_a_process_that_cannot_begin_says_why(crew: Crew) -> None:
+    with pytest.raises(BraidError, match="number: got -1"):
+        crew.hire("wrong", Servant, -1).wait_ready()
+
+
+def test_a_process_that_ends_is_noticed(crew: Crew) -> None:
+    worker = crew.hire("gone", Servant, 0)
+    worker.wait_ready()
+    with pytest.raises(UnavailableError, match="'gone' has ended"):
+        worker.call("vanish")
+
+
+def test_no_process_is_left_behind() -> None:
+    with pytest.raises(RuntimeError, match="in between"), Crew() as crew:
+        worker = crew.hire("left", Servant, 0)
+        worker.wait_ready()
+        raise RuntimeError("in between")
+    assert not worker.is_alive
