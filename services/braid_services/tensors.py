@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,12 @@ _TORCH_BY_CODE: dict[tensor_pb2.DType, torch.dtype] = {
 }
 _CODE_BY_TORCH: dict[torch.dtype, tensor_pb2.DType] = {dtype: code for code, dtype in _TORCH_BY_CODE.items()}
 
+# Numpy knows no bfloat16: its bits travel as those of integers.
+_NUMPY_BY_TORCH: dict[torch.dtype, np.dtype[np.generic]] = {
+    dtype: np.dtype(np.int16) if dtype is torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    for dtype in _CODE_BY_TORCH
+}
+
 # CPython keeps bytes of length one for everybody; longer ones that come out of a message are nobody else's.
 _MIN_OWN_BYTES = 16
 
@@ -25,7 +32,7 @@ def _say_it_once() -> None:
     """Torch warns, once per process, of sharing read-only bytes. Here they are the tensor's own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.frombuffer(bytes(_MIN_OWN_BYTES), dtype=torch.uint8)
+        torch.from_numpy(np.frombuffer(bytes(_MIN_OWN_BYTES), np.uint8))
 
 
 _say_it_once()
@@ -78,4 +85,6 @@ def decode_torch(
     if dtype is torch.bool and max(data) > 1:
         raise FrameError(f"{what}: got a byte other than 0 and 1 in a tensor of dtype bool")
     buffer = data if num_bytes >= _MIN_OWN_BYTES else bytearray(data)
-    return torch.frombuffer(buffer, dtype=dtype).view(extents)
+    # By way of numpy: shaping a tensor afterwards takes longer than making it.
+    tensor = torch.from_numpy(np.ndarray(extents, _NUMPY_BY_TORCH[dtype], buffer))
+    return tensor.view(dtype) if dtype is torch.bfloat16 else tensor
