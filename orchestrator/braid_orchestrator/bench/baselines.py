@@ -17,11 +17,17 @@ from braid_orchestrator.bench.pair import SEEDS, ModelSize, make_model, settle_m
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """``start_s`` and ``end_s`` are of the clock that all processes of the machine share; the prompt comes before."""
+    """``start_s``, and when each token was there, by the clock that all processes of the machine share. The
+    prompt was read before."""
 
     start_s: float
-    end_s: float
     token_ids: list[int]
+    picked_s: list[float]
+
+    @property
+    def end_s(self) -> float:
+        """When the last token was there."""
+        return self.picked_s[-1]
 
     @property
     def seconds(self) -> float:
@@ -52,16 +58,18 @@ class PlainModels:
             if together:
                 self._meet.wait()
             picked: list[int] = []
+            picked_s: list[float] = []
             start_s = time.perf_counter()
             for _ in range(num_tokens):
                 logits = model(token, past_key_values=cache, use_cache=True).logits
                 token = logits[:, -1].argmax(-1, keepdim=True)
                 picked.append(int(token))
-            return Decoded(start_s, time.perf_counter(), picked)
+                picked_s.append(time.perf_counter())
+            return Decoded(start_s, picked, picked_s)
 
-    def decode_in_turn(self, prompt: tuple[int, ...], num_tokens: int) -> float:
-        """Seconds that all models take for their steps, one model after the other."""
-        return sum(self.decode(index, prompt, num_tokens).seconds for index in self._models)
+    def decode_in_turn(self, prompt: tuple[int, ...], num_tokens: int) -> list[Decoded]:
+        """All models, one after the other."""
+        return [self.decode(index, prompt, num_tokens) for index in self._models]
 
 
 class GuidePair:

@@ -65,11 +65,17 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class BraidDecoded:
-    """A decode of the braid: seconds and token ids of the steps after the prompt, and where the time went."""
+    """A decode of the braid: tokens of the steps after the prompt, when each was there, and where the time went."""
 
-    seconds: float
+    start_s: float
     token_ids: list[int]
+    picked_s: list[float]
     recording: Recording
+
+    @property
+    def seconds(self) -> float:
+        """From the first step after the prompt to the last."""
+        return self.picked_s[-1] - self.start_s
 
 
 class ShardHost:
@@ -156,7 +162,7 @@ class EngineHost:
         engine.trace.recording = None
         if error is not None:
             raise error
-        return BraidDecoded(times[-1] - times[0], picked[1:], recording)
+        return BraidDecoded(times[0], picked[1:], times[1:], recording)
 
     def stop(self) -> None:
         """End the engines."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -68,10 +69,12 @@ class StepOptions:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One side in one round: seconds of all its decode steps, the tokens, and the trace if it is a braid."""
+    """One side in one round: seconds of all its decode steps; per sequence of tokens these and each step's time;
+    where the time went, if it is a braid."""
 
     seconds: float
     token_ids: list[list[int]]
+    steps_ms: list[list[float]]
     recording: Recording | None = None
 
 
@@ -162,11 +165,14 @@ def _hire(
 
 def _alone(worker: Worker, index: int, prompt: tuple[int, ...], num_tokens: int) -> Measured:
     decoded: Decoded = worker.call("decode", index, prompt, num_tokens)
-    return Measured(decoded.seconds, [decoded.token_ids])
+    return Measured(decoded.seconds, [decoded.token_ids], [_steps_ms(decoded)])
 
 
 def _in_turn(worker: Worker, prompt: tuple[int, ...], num_tokens: int) -> Measured:
-    return Measured(worker.call("decode_in_turn", prompt, num_tokens), [])
+    decoded: list[Decoded] = worker.call("decode_in_turn", prompt, num_tokens)
+    return Measured(
+        sum(d.seconds for d in decoded), [d.token_ids for d in decoded], [_steps_ms(d) for d in decoded]
+    )
 
 
 def _at_once(first: Worker, second: Worker, prompt: tuple[int, ...], num_tokens: int) -> Measured:
@@ -175,12 +181,17 @@ def _at_once(first: Worker, second: Worker, prompt: tuple[int, ...], num_tokens:
     second.ask("decode", 1, prompt, num_tokens, True)
     decoded: list[Decoded] = [first.result(), second.result()]
     seconds = max(d.end_s for d in decoded) - min(d.start_s for d in decoded)
-    return Measured(seconds, [d.token_ids for d in decoded])
+    return Measured(seconds, [d.token_ids for d in decoded], [_steps_ms(d) for d in decoded])
 
 
 def _braided(worker: Worker, key: str, prompt: tuple[int, ...], num_tokens: int) -> Measured:
     decoded: BraidDecoded = worker.call("decode", key, prompt, num_tokens)
-    return Measured(decoded.seconds, [decoded.token_ids], decoded.recording)
+    return Measured(decoded.seconds, [decoded.token_ids], [_steps_ms(decoded)], decoded.recording)
+
+
+def _steps_ms(decoded: Decoded | BraidDecoded) -> list[float]:
+    times = [decoded.start_s, *decoded.picked_s]
+    return [(after - before) * MS for before, after in pairwise(times)]
 
 
 def _report(
@@ -231,6 +242,7 @@ def _report(
         targets=targets,
         raw={
             "ms_per_token": ms,
+            "ms_of_each_step": {key: [m.steps_ms for m in runs] for key, runs in results.items()},
             "median_ms_per_token": {key: median(values) for key, values in ms.items()},
             "same_tokens": agree,
             "recordings": {key: [recording_to_dict(one) for one in recordings[key]] for key in variants},
