@@ -13,6 +13,7 @@ from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
 from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidService
+from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConfigError
 from braid_services.fusion.backend import FusionBackend
@@ -65,6 +66,9 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
         fusion.prepare(plan)
         text = TextCodec(shards[plan.anchor].tokenizer_json())
         max_message_bytes = min(shard.max_message_bytes for shard in config.shards)
+        texts = [
+            ShardText(shard.card, TextCodec(shard.tokenizer_json()), shard.chat_format()) for shard in shards
+        ]
         engine = Engine(config.name, shards, fusion, plan, text, config.limits, max_message_bytes)
     except BaseException:
         for shard in shards:
@@ -72,7 +76,7 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
         fusion.shutdown()
         raise
     engine.start()
-    return BraidService(engine)
+    return BraidService(engine, texts)
 
 
 def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:

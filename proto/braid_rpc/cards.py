@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from braid_rpc.v1 import shard_pb2
 
 PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a model expects a conversation: a Jinja template as transformers has it (empty: none), and the special
+    tokens that it may name (``bos_token``, ``eos_token`` and their like)."""
+
+    template: str = ""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """A shard's whole tokenizer. ``tokenizer_json`` is what the tokenizers library reads."""
+
+    tokenizer_json: str
+    hash: str
+    eos_token_ids: tuple[int, ...] = ()
+    chat: ChatFormat = field(default_factory=ChatFormat)
+
+    def to_proto(self) -> shard_pb2.TokenizerFile:
+        """The message that says the same."""
+        return shard_pb2.TokenizerFile(
+            tokenizer_json=self.tokenizer_json,
+            hash=self.hash,
+            eos_token_ids=self.eos_token_ids,
+            chat_template=self.chat.template,
+            special_tokens=self.chat.special_tokens,
+        )
+
+    @classmethod
+    def from_proto(cls, message: shard_pb2.TokenizerFile) -> TokenizerFile:
+        """The file that a message carries."""
+        chat = ChatFormat(message.chat_template, dict(message.special_tokens))
+        return cls(message.tokenizer_json, message.hash, tuple(message.eos_token_ids), chat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Literal, Self
 import numpy as np
 
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary
-from braid_rpc.cards import ShardCard
+from braid_rpc.cards import ShardCard, TokenizerFile
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
 from braid_rpc.errors import InvalidRequestError, ShapeMismatchError, StepOrderError
 from braid_rpc.handshake import check_protocol
@@ -93,10 +93,14 @@ class ShardClient:
         request = shard_pb2.DetokenizeRequest(token_ids=token_ids, keep_special_tokens=keep_special_tokens)
         return str(call_unary(self._stub.Detokenize, request, self._options).text)
 
+    def tokenizer_file(self) -> TokenizerFile:
+        """The whole tokenizer, and how its model expects a conversation."""
+        request = shard_pb2.FetchTokenizerRequest()
+        return TokenizerFile.from_proto(call_unary(self._stub.FetchTokenizer, request, self._options))
+
     def tokenizer_json(self) -> str:
         """The tokenizer in the format of the `tokenizers` library."""
-        request = shard_pb2.FetchTokenizerRequest()
-        return str(call_unary(self._stub.FetchTokenizer, request, self._options).tokenizer_json)
+        return self.tokenizer_file().tokenizer_json
 
     def stream(self) -> ShardStream:
         """A stream for packed batches of several sessions; it frees them when it is closed."""

@@ -101,6 +101,20 @@ def test_scores_in_chunks_equal_the_whole_text_at_once(
     assert result.num_bytes == len(TEXT.encode()) - len("the")
 
 
+def test_alternatives_of_scored_tokens_are_the_likeliest_of_their_place(
+    client: Client, config: BraidConfig, backends: list[ShardBackend]
+) -> None:
+    result = client.score(TEXT, top_logprobs=3)
+    expected = oracle(config, backends, result.token_ids)[:-1].topk(3)
+    assert result.top_logprobs[0] == ()
+    got = result.top_logprobs[1:]
+    assert [[top.token_id for top in row] for row in got] == expected.indices.tolist()
+    assert torch.allclose(
+        torch.tensor([[top.logprob for top in row] for row in got]), expected.values, atol=TOLERANCE
+    )
+    assert client.score(TEXT).top_logprobs == ()
+
+
 def test_token_by_token_equals_the_whole_text_at_once(
     client: Client, config: BraidConfig, backends: list[ShardBackend]
 ) -> None:
@@ -200,6 +214,7 @@ def test_a_deadline_ends_a_request(client: Client) -> None:
         (InvalidRequestError, "token id 999, expected between 0 and 261", {"prompt": (1, 999)}),
         (InvalidRequestError, "logit_bias: got token id 4000", {"logit_bias": {4000: 1.0}}),
         (ContextLengthError, "at most 255: shard 'left' holds 256", {"max_tokens": 256}),
+        (ContextLengthError, "got 4000000 characters, expected at most 1280", {"prompt": "x" * 4_000_000}),
         (ContextLengthError, "prompt: got 300 tokens, expected fewer than 256", {"prompt": (1,) * 300}),
         (
             UnknownShardError,

@@ -78,6 +78,7 @@ class Intake:
             token_ids=list(encoded.token_ids),
             max_rows=max(1, _MAX_LOGIT_BYTES // (4 * vocab_size)),
             num_bytes=self._scored_bytes(asked.prompt, encoded),
+            num_top=asked.top_logprobs,
         )
 
     def check_unused(self, request_id: str, running: Container[str]) -> None:
@@ -97,12 +98,22 @@ class Intake:
 
     def _encode(self, prompt: str | tuple[int, ...], route: int) -> Encoded:
         if isinstance(prompt, str):
+            self._check_characters(prompt, route)
             encoded = self._text.encode(prompt)
             if not encoded.token_ids:
                 raise InvalidRequestError("prompt: got a text without any token, expected at least one")
             return encoded
         self._check_token_ids("prompt", prompt, route)
         return Encoded(prompt, ((0, 0),) * len(prompt))
+
+    def _check_characters(self, prompt: str, route: int) -> None:
+        """Refuse what can't fit before it is tokenized, which takes seconds for some megabytes."""
+        limit, longest = self.context_length(route), self._text.longest_token
+        if len(prompt) > limit * longest:
+            raise ContextLengthError(
+                f"prompt: got {len(prompt)} characters, expected at most {limit * longest}: "
+                f"{limit} tokens of at most {longest}"
+            )
 
     def _check_token_ids(self, name: str, token_ids: object, route: int) -> None:
         cards = self._cards if route == BRAIDED else [self._cards[route]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult
-from braid_rpc.cards import ShardCard
+from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep
 from braid_services.fusion.backend import FusionBackend, FusionStream
 from braid_services.shard.backend import ShardBackend
@@ -66,6 +66,10 @@ class LocalShard:
     def tokenizer_json(self) -> str:
         """See `ports.Shard`."""
         return self._backend.tokenizer_json()
+
+    def chat_format(self) -> ChatFormat:
+        """See `ports.Shard`."""
+        return self._backend.chat_format
 
     def reconnect(self) -> None:
         """See `ports.Shard`."""

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
-from braid_rpc.cards import ShardCard
+from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
 
 
@@ -47,6 +47,9 @@ class Shard(Protocol):
 
     def tokenizer_json(self) -> str:
         """The shard's tokenizer in the format of the `tokenizers` library."""
+
+    def chat_format(self) -> ChatFormat:
+        """How the shard's model expects a conversation; without a template if it expects none."""
 
     def reconnect(self) -> None:
         """Start afresh without sessions. Raises: UnavailableError."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult
-from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
+from braid_rpc.cards import PROTOCOL_VERSION, ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ProtocolVersionError, UnavailableError
 from braid_rpc.fusion_client import FusionClient
 from braid_rpc.shard_client import ShardClient
@@ -114,7 +114,11 @@ class RemoteShard:
 
     def tokenizer_json(self) -> str:
         """See `ports.Shard`."""
-        return self._tokenizer_json
+        return self._tokenizer.tokenizer_json
+
+    def chat_format(self) -> ChatFormat:
+        """See `ports.Shard`."""
+        return self._tokenizer.chat
 
     def reconnect(self) -> None:
         """See `ports.Shard`. Raises also: UnavailableError if another model answers now."""
@@ -137,7 +141,7 @@ class RemoteShard:
             target = self._resolve()
             with ShardClient(target, max_message_bytes=self._max_message_bytes) as client:
                 self._card = client.describe()
-                self._tokenizer_json = client.tokenizer_json()
+                self._tokenizer = client.tokenizer_file()
         except BraidError as error:
             raise self._named(error) from error
         self._cache_bytes_free = self._card.cache_bytes_free

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from braid_orchestrator.engine.lockstep import Scores
-from braid_orchestrator.engine.requests import Event, Finished, ScoreResult
+from braid_orchestrator.engine.requests import Event, Finished, ScoreResult, TopLogprob
 from braid_orchestrator.engine.scheduler import Work
 from braid_orchestrator.engine.sessions import GeneratedSequence, Request, ScoredSequence
 from braid_orchestrator.engine.text import TextCodec
@@ -52,6 +52,10 @@ def _collect(sequence: ScoredSequence, work: Work, scores: Scores, rows: slice) 
     targets = torch.tensor(sequence.token_ids[first : first + len(work.logit_rows)])
     logprobs = torch.log_softmax(scores.scores[rows].float(), dim=-1)
     sequence.logprobs.extend(logprobs.gather(1, targets[:, None])[:, 0].tolist())
+    if sequence.num_top:
+        values, ids = logprobs.topk(min(sequence.num_top, logprobs.shape[-1]))
+        rows_of_top = zip(ids.tolist(), values.tolist(), strict=True)
+        sequence.top.extend([*zip(*row, strict=True)] for row in rows_of_top)
 
 
 def _finish_score(sequence: ScoredSequence, text: TextCodec) -> bool:
@@ -64,6 +68,10 @@ def _finish_score(sequence: ScoredSequence, text: TextCodec) -> bool:
             tokens=tuple(text.token_name(token_id) for token_id in sequence.token_ids),
             logprobs=tuple(sequence.logprobs),
             num_bytes=sequence.num_bytes,
+            top_logprobs=tuple(
+                tuple(TopLogprob(token_id, text.token_name(token_id), logprob) for token_id, logprob in row)
+                for row in (sequence.top if sequence.num_top else ())
+            ),
         ),
     )
     sequence.request.ended = True

@@ -13,6 +13,7 @@ from typing import Literal
 from braid_rpc.errors import InvalidRequestError
 
 MAX_LOGIT_BIASES = 1024
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,11 @@ class SamplingOptions:
         check(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
         check(all(self.stop), "stop", "strings that are not empty")
         check(len(self.stop) <= 16, "stop", "at most 16 strings")
-        check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "between 0 and 20")
+        check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            f"between 0 and {MAX_LOGPROBS}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,26 +163,37 @@ Event = Started | TokenEvent | ChoiceFinished | Finished
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A text whose log-probability is wanted; the fields are those of `GenerateRequest`."""
+    """A text whose log-probability is wanted; the fields are those of `GenerateRequest`. ``top_logprobs`` is
+    the number of alternatives reported per token."""
 
     prompt: str | tuple[int, ...]
     use_braiding: bool = True
     shard: str | None = None
     timeout_s: float | None = None
+    top_logprobs: int = 0
 
     def validate(self) -> None:
         """Raises: InvalidRequestError, naming the field."""
         _check_asked(self.prompt, self.use_braiding, self.shard, self.timeout_s)
+        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequestError(
+                f"top_logprobs: got {self.top_logprobs}, expected between 0 and {MAX_LOGPROBS}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """``logprobs[i]`` is the natural log-probability of token i given those before; the first has none: 0."""
+    """``logprobs[i]`` is the natural log-probability of token i given those before; the first has none: 0.
+
+    ``top_logprobs[i]``, where they were asked for, are the likeliest tokens at its place, likeliest first; none
+    for the first.
+    """
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     num_bytes: int
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
 
 
 def _check_asked(

@@ -196,11 +196,14 @@ class GeneratedSequence(Sequence):
 
 @dataclass(eq=False)
 class ScoredSequence(Sequence):
-    """A text whose tokens' log-probabilities are collected, at most ``max_rows`` in a step. ``num_bytes`` is the
-    UTF-8 length of the text that has log-probabilities: all but the first token's."""
+    """A text whose tokens' log-probabilities are collected, at most ``max_rows`` in a step, and ``num_top``
+    alternatives of each as (token id, log-probability). ``num_bytes`` is the UTF-8 length of the text that has
+    log-probabilities: all but the first token's."""
 
     max_rows: int = 1
     num_bytes: int = 0
+    num_top: int = 0
+    top: list[list[tuple[int, float]]] = field(default_factory=lambda: [[]])
     logprobs: list[float] = field(default_factory=lambda: [0.0])
 
     def wanted_rows(self, num_rows: int) -> range:

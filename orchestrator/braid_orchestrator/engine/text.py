@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
@@ -38,6 +39,12 @@ class TextCodec:
             raise ConfigError(f"tokenizer: not readable by the tokenizers library: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for. More than that only come of texts that a normalizer
+        shortens, or that are unknown as a whole."""
+        return max((len(token) for token in self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     @property
     def vocab_size(self) -> int:

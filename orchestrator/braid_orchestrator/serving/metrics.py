@@ -29,6 +29,7 @@ from braid_rpc.errors import BraidError
 if TYPE_CHECKING:
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.serving.service import BraidDescription
+    from braid_orchestrator.serving.shard_text import ShardText
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
@@ -134,6 +135,10 @@ class MeteredService:
             raise
         finally:
             self._metrics.request_seconds.labels("score", outcome).observe(time.perf_counter() - began)
+
+    def text(self, shard: str | None = None) -> ShardText:
+        """As `BraidPort.text`."""
+        return self._service.text(shard)
 
     def describe(self) -> BraidDescription:
         """As `BraidPort.describe`."""

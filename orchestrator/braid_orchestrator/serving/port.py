@@ -10,6 +10,7 @@ from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequ
 if TYPE_CHECKING:
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.serving.service import BraidDescription
+    from braid_orchestrator.serving.shard_text import ShardText
 
 
 class BraidPort(Protocol):
@@ -24,6 +25,9 @@ class BraidPort(Protocol):
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of a given text. Cancelling the task cancels the request."""
+
+    def text(self, shard: str | None = None) -> ShardText:
+        """The tokenizer and the chat template of a shard; None: of the anchor."""
 
     def describe(self) -> BraidDescription:
         """What the braid is made of."""

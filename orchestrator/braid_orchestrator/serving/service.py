@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from braid_fusion.plan import PlanPoint
 from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
+from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ShardCard
-from braid_rpc.errors import BraidError
+from braid_rpc.errors import BraidError, UnknownShardError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,10 @@ class BraidDescription:
 class BraidService:
     """One engine for any number of event loops. The engine is running, and stops with `stop`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, texts: Sequence[ShardText]) -> None:
+        """``texts``: one per shard."""
         self._engine = engine
+        self._texts = {text.shard: text for text in texts}
         self.name = engine.name
 
     @property
@@ -79,6 +82,13 @@ class BraidService:
         """Use another version of the fusion weights for requests from now on; returns the active version."""
         await asyncio.to_thread(self._engine.activate, version)
         return self._engine.weights_version
+
+    def text(self, shard: str | None = None) -> ShardText:
+        """The tokenizer and the chat template of a shard; None: of the anchor. Raises: UnknownShardError."""
+        name = self.describe().anchor if shard is None else shard
+        if name not in self._texts:
+            raise UnknownShardError(f"shard: got {name!r}, expected one of {', '.join(self._texts)}")
+        return self._texts[name]
 
     def describe(self) -> BraidDescription:
         """What is served, as it is now."""

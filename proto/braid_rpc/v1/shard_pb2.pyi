@@ -58,16 +58,25 @@ class FetchTokenizerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TokenizerFile(_message.Message):
-    __slots__ = ("tokenizer_json", "hash", "eos_token_ids", "chat_template")
+    __slots__ = ("tokenizer_json", "hash", "eos_token_ids", "chat_template", "special_tokens")
+    class SpecialTokensEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TOKENIZER_JSON_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tokenizer_json: str
     hash: str
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     chat_template: str
-    def __init__(self, tokenizer_json: _Optional[str] = ..., hash: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., chat_template: _Optional[str] = ...) -> None: ...
+    special_tokens: _containers.ScalarMap[str, str]
+    def __init__(self, tokenizer_json: _Optional[str] = ..., hash: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., chat_template: _Optional[str] = ..., special_tokens: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("text", "add_special_tokens")

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from braid_rpc.cards import ShardCard
+from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 from braid_services.shard import fingerprint, loading, parity
 from braid_services.shard.cache import CachePool
@@ -81,10 +81,9 @@ class ShardBackend:
         return ShardCard(**values)
 
     @property
-    def chat_template(self) -> str:
-        """The tokenizer's chat template; empty if it has none."""
-        template = getattr(self.tokenizer, "chat_template", None)
-        return template if isinstance(template, str) else ""
+    def chat_format(self) -> ChatFormat:
+        """How the model expects a conversation; an empty template if its tokenizer says nothing about it."""
+        return loading.chat_format(self.tokenizer)
 
     def tokenizer_json(self) -> str:
         """The tokenizer as the tokenizers library writes it. Raises: UnsupportedModelError without one."""

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from braid_rpc.cards import ChatFormat
 from braid_rpc.errors import ConfigError, CorruptWeightsError, UnknownModelError, UnsupportedModelError
 from braid_services.shard.config import ShardConfig
 from braid_services.shard.fingerprint import model_hash
@@ -90,6 +91,17 @@ def fast_tokenizer(tokenizer: Any, where: str) -> Tokenizer | None:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def chat_format(tokenizer: Any) -> ChatFormat:
+    """A tokenizer's chat template (the default one of several) with the special tokens that it may name."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        return ChatFormat()
+    tokens = tokenizer.special_tokens_map
+    return ChatFormat(template, {name: token for name, token in tokens.items() if isinstance(token, str)})
 
 
 def eos_token_ids(model: Any) -> tuple[int, ...]:

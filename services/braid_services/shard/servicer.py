@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from braid_rpc.cards import TokenizerFile
 from braid_rpc.channels import ENVELOPE_BYTES
 from braid_rpc.errors import BraidError, InvalidRequestError
 from braid_rpc.status import error_to_proto
@@ -41,12 +42,9 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
     def FetchTokenizer(self, request: Any, context: Any) -> shard_pb2.TokenizerFile:  # noqa: N802
         """The whole tokenizer, so that a client can use it on its own."""
         card = self._backend.card
-        return shard_pb2.TokenizerFile(
-            tokenizer_json=self._backend.tokenizer_json(),
-            hash=card.tokenizer_hash,
-            eos_token_ids=card.eos_token_ids,
-            chat_template=self._backend.chat_template,
-        )
+        return TokenizerFile(
+            self._backend.tokenizer_json(), card.tokenizer_hash, card.eos_token_ids, self._backend.chat_format
+        ).to_proto()
 
     def Tokenize(self, request: shard_pb2.TokenizeRequest, context: Any) -> shard_pb2.TokenizeReply:  # noqa: N802
         """Token ids with the characters that each stands for."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from models import byte_tokenizer
+
 from braid_fusion.plan import PlanPoint
 from braid_orchestrator.engine.engine import EngineStats
 from braid_orchestrator.engine.requests import (
@@ -19,11 +21,20 @@ from braid_orchestrator.engine.requests import (
     TokenEvent,
     TopLogprob,
 )
+from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidDescription
-from braid_rpc.cards import ShardCard
+from braid_orchestrator.serving.shard_text import ShardText
+from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ContextLengthError, UnknownVersionError
 
 WORDS = ("one", " two", " three")
+CHAT_TEMPLATE = """{{ mood }}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}{{ raise_exception("no role 'tool' here") }}{% endif %}
+{{ message.role }}: {{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+assistant:{% endif %}"""
 
 
 class FakeService:
@@ -39,6 +50,7 @@ class FakeService:
         self.error_after_first: BraidError | Exception | None = None
         self.not_ready: BraidError | None = None
         self.version = "v1"
+        self.chat_template = CHAT_TEMPLATE
         self.first_token = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -84,6 +96,12 @@ class FakeService:
             raise ContextLengthError("prompt: got nothing")
         return ScoreResult((1, 2, 3), ("a", "b", "c"), (0.0, -1.0, -2.0), 3)
 
+    def text(self, shard: str | None = None) -> ShardText:
+        codec = TextCodec(byte_tokenizer().backend_tokenizer.to_str())
+        return ShardText(
+            shard_card(shard or "left"), codec, ChatFormat(self.chat_template, {"eos_token": "<eos>"})
+        )
+
     def describe(self) -> BraidDescription:
         return BraidDescription(
             self.name,
@@ -120,7 +138,7 @@ def shard_card(name: str) -> ShardCard:
         family="llama",
         num_layers=4,
         width=16,
-        vocab_size=100,
+        vocab_size=262,
         tokenizer_hash="1" * 16,
         dtype="float32",
         context_length=64,

@@ -106,7 +106,7 @@ def test_tokens_carry_character_offsets_and_are_never_truncated(folder: Path) ->
     assert ["once upon a naïve time"[start:end] for start, end in offsets][3] == "naïve"
     assert backend.detokenize([1, 4]) == "once time"
     assert json.loads(backend.tokenizer_json())["truncation"] is None
-    assert backend.chat_template == "{{ messages }}"
+    assert backend.chat_format.template == "{{ messages }}"
     with pytest.raises(InvalidRequestError, match=str(VOCAB)):
         backend.detokenize([VOCAB])
 

@@ -70,6 +70,7 @@ def test_the_tokenizer_travels_whole(stub: Any, served: ShardBackend) -> None:
     assert file.tokenizer_json == served.tokenizer_json()
     assert file.hash == served.card.tokenizer_hash
     assert file.chat_template == "{{ messages }}"
+    assert dict(file.special_tokens) == served.chat_format.special_tokens
     assert tuple(file.eos_token_ids) == (1,)
 
 
