@@ -23,19 +23,17 @@ from ray import serve
 
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.schema import parse_braid_config
-from braid_orchestrator.config.values import BraidConfig, FusionConfig
+from braid_orchestrator.config.values import FUSION, ORCHESTRATOR, BraidConfig, FusionConfig
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, fail_serve_call
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_orchestrator.serving.port import BraidPort
 from braid_orchestrator.serving.probing import probe
-from braid_rpc.errors import ConfigError, UnavailableError
+from braid_rpc.errors import UnavailableError
 from braid_rpc.v1 import braid_pb2
 from braid_services.serving import RunningServer
 from braid_services.shard.config import ShardConfig
 
-FUSION = "fusion"
-ORCHESTRATOR = "orchestrator"
 # Long enough for Serve to notice that a replica is gone; the engine asks again after that.
 RESOLVE_TIMEOUT_S = 10.0
 
@@ -217,11 +215,6 @@ def build(args: dict[str, Any]) -> Any:
     Raises: ConfigError, naming the key, what it got and what it expected.
     """
     config = locate_files(parse_braid_config(args, os.environ))
-    for shard in config.shards:
-        if shard.name in (FUSION, ORCHESTRATOR):
-            raise ConfigError(
-                f"shards.{shard.name}: got a name that another deployment has, expected any other"
-            )
     shards = {shard.name: shard_deployment.options(name=shard.name).bind(shard) for shard in config.shards}
     fusion = None
     if config.fusion.placement == "service":

@@ -16,6 +16,7 @@ from braid_rpc.errors import ConfigError, UnknownShardError
 if TYPE_CHECKING:
     from braid_orchestrator.config.values import BraidConfig
     from braid_services.serving import RunningServer
+    from braid_services.shard.config import ShardConfig
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Take the settings from a braid's file.")
@@ -57,10 +58,7 @@ def shard(
     if config is not None:
         if model is not None:
             raise ConfigError("--model: got it together with --config, expected one of the two")
-        known = {shard.name: shard for shard in _load(config).shards}
-        if name not in known:
-            raise UnknownShardError(f"--name: got {name!r}, expected one of: {', '.join(known)}")
-        settings = known[name]
+        settings = _load_shard(config, name)
     else:
         if model is None:
             raise ConfigError("--model: missing, expected a folder or a hub's name (or --config and --name)")
@@ -104,7 +102,10 @@ def fusion(
     from braid_services.fusion.main import serve_fusion
 
     if config is not None:
-        settings = _load(config).fusion
+        from braid_orchestrator.config.files import locate_files
+
+        braid = _load(config)
+        settings = locate_files(braid, [shard.name for shard in braid.shards]).fusion
         weights, version, threads = settings.weights, settings.version, settings.threads
         imports = [*settings.imports]
     server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads, imports=imports or ())
@@ -112,10 +113,22 @@ def fusion(
 
 
 def _load(path: Path) -> BraidConfig:
-    from braid_orchestrator.config.files import locate_files
     from braid_orchestrator.config.schema import load_braid_config
 
-    return locate_files(load_braid_config(path, os.environ))
+    return load_braid_config(path, os.environ)
+
+
+def _load_shard(path: Path, name: str | None) -> ShardConfig:
+    """One shard's settings. The other parts' files may lie on other machines."""
+    from braid_orchestrator.config.files import locate_files
+    from braid_orchestrator.config.values import FUSION
+
+    braid = _load(path)
+    known = [shard.name for shard in braid.shards]
+    if name not in known:
+        raise UnknownShardError(f"--name: got {name!r}, expected one of: {', '.join(known)}")
+    others = {FUSION, *known} - {name}
+    return locate_files(braid, others).shards[known.index(name)]
 
 
 def _serve(server: RunningServer, name: str, exit_with_parent: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from braid_orchestrator.cli.console import announce, err
 from braid_orchestrator.cli.options import ConfigOption
+from braid_rpc.errors import ConfigError, UnknownShardError
 
 
 def serve(
@@ -19,11 +20,22 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="0 takes any free one; else the file's.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0 takes any free one; else the file's.")] = None,
     ready_timeout: Annotated[float, typer.Option(help="Seconds that the models may take to load.")] = 600.0,
+    shard: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TARGET",
+            help="Where a shard runs already (`host:port`, `unix:/path`); repeatable. Others are started here.",
+        ),
+    ] = None,
+    fusion: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Where the fusion service runs already.")
+    ] = None,
 ) -> None:
     """Serve a braid on plain processes, without Ray, until Ctrl-C.
 
     Each shard and the fusion modules run in a process of their own and talk over unix sockets; one that dies
-    is started again. HTTP and gRPC answer at the addresses in the file.
+    is started again. Parts that run elsewhere are waited for and connected to. HTTP and gRPC answer at the
+    addresses in the file.
 
     Examples:
 
@@ -32,12 +44,16 @@ def serve(
     - `braid serve --config my.yaml --http-port 8080`
 
     - `BRAID_SHARDS__CODE__DTYPE=bfloat16 braid serve`
+
+    - `braid serve --shard code=10.0.0.5:7001 --shard prose=10.0.0.6:7001 --fusion 10.0.0.5:7100`
     """
     from braid_orchestrator.config.files import locate_files
     from braid_orchestrator.config.schema import load_braid_config, load_endpoints
     from braid_orchestrator.serving.plain_service import serve_plain
 
-    braid = locate_files(load_braid_config(config, os.environ))
+    braid = load_braid_config(config, os.environ)
+    elsewhere = _elsewhere(shard or [], fusion, [one.name for one in braid.shards])
+    braid = locate_files(braid, elsewhere)
     endpoints = load_endpoints(config)
     endpoints = replace(
         endpoints,
@@ -46,7 +62,7 @@ def serve(
         grpc_port=endpoints.grpc_port if grpc_port is None else grpc_port,
     )
     status = err.status(
-        f"loading {len(braid.shards)} shards: {', '.join(shard.name for shard in braid.shards)} …"
+        f"waiting for {len(braid.shards)} shards: {', '.join(one.name for one in braid.shards)} …"
     )
 
     def on_ready(http_url: str, grpc_target: str) -> None:
@@ -56,4 +72,28 @@ def serve(
         )
 
     with status:
-        serve_plain(braid, config, endpoints, ready_timeout_s=ready_timeout, on_ready=on_ready)
+        serve_plain(
+            braid, config, endpoints, ready_timeout_s=ready_timeout, on_ready=on_ready, elsewhere=elsewhere
+        )
+
+
+def _elsewhere(shards: list[str], fusion: str | None, known: list[str]) -> dict[str, str]:
+    """Targets by part. Raises: ConfigError, UnknownShardError, InvalidRequestError for a malformed target."""
+    from braid_orchestrator.config.values import FUSION
+    from braid_rpc.channels import check_target
+
+    targets: dict[str, str] = {}
+    for given in shards:
+        name, equals, target = given.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--shard: got {given!r}, expected NAME=TARGET such as {known[0]}=10.0.0.5:7001"
+            )
+        if name not in known:
+            raise UnknownShardError(f"--shard: got {name!r}, expected one of: {', '.join(known)}")
+        if name in targets:
+            raise ConfigError(f"--shard: got {name!r} a second time, expected one target each")
+        targets[name] = check_target(target)
+    if fusion is not None:
+        targets[FUSION] = check_target(fusion)
+    return targets

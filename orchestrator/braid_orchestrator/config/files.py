@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.config.values import FUSION, BraidConfig
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ShardConfig
 
 _HINT = "`braid demo --build-only` builds the demo's"
 
 
-def locate_files(config: BraidConfig) -> BraidConfig:
+def locate_files(config: BraidConfig, elsewhere: Collection[str] = ()) -> BraidConfig:
     """The same configuration with absolute paths, so that every process finds the files from wherever it runs.
 
-    Relative paths count from the current folder. A model that is no path is left alone: it is a hub's name.
+    Relative paths count from the current folder. A model that is no path is left alone: it is a hub's name. So
+    are the files of the parts named in ``elsewhere`` (shards, `FUSION`), which other machines hold.
     Raises: ConfigError for a path at which there is nothing.
     """
     fusion = config.fusion
-    if fusion.weights is not None:
+    if fusion.weights is not None and FUSION not in elsewhere:
         folder = Path(fusion.weights).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"fusion.weights: no folder {folder.absolute()}; {_HINT}, null means untrained")
         fusion = replace(fusion, weights=str(folder.absolute()))
-    return replace(config, shards=tuple(_locate(shard) for shard in config.shards), fusion=fusion)
+    shards = (shard if shard.name in elsewhere else _locate(shard) for shard in config.shards)
+    return replace(config, shards=tuple(shards), fusion=fusion)
 
 
 def _locate(shard: ShardConfig) -> ShardConfig:

@@ -24,6 +24,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from braid_orchestrator.config.values import (
+    FUSION,
+    ORCHESTRATOR,
     BraidConfig,
     FusionConfig,
     LimitsConfig,
@@ -176,6 +178,10 @@ class BraidModel(_Model):
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ConfigError(f"shards[{i}].name: got {name!r} a second time, expected a name of its own")
+            if name in (FUSION, ORCHESTRATOR):
+                raise ConfigError(
+                    f"shards.{name}: got a name that another part of a braid has, expected any other"
+                )
         known = ", ".join(names)
         if self.anchor not in names:
             raise ConfigError(f"anchor: got {self.anchor!r}, expected one of the shards: {known}")

@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 from braid_services.shard.config import ShardConfig
 
+# What the parts of a braid beside its shards are called.
+FUSION = "fusion"
+ORCHESTRATOR = "orchestrator"
+
 
 @dataclass(frozen=True, slots=True)
 class PointConfig:

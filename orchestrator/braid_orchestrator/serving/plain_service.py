@@ -1,4 +1,5 @@
-"""A braid on plain processes, no Ray: shards and fusion as children, engine, HTTP and gRPC in this process."""
+"""A braid on plain processes, no Ray: engine, HTTP and gRPC in this process; shards and fusion as its children,
+or wherever they run already."""
 
 from __future__ import annotations
 
@@ -7,17 +8,20 @@ import logging
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import uvicorn
 
 from braid_orchestrator.config.schema import Endpoints
-from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.config.values import FUSION, BraidConfig
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.serving.grpc_servicer import BraidServer
 from braid_orchestrator.serving.metrics import MeteredService
+from braid_orchestrator.serving.probing import wait_healthy
 from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 from braid_orchestrator.serving.signals import STOP_SIGNALS, ended_by_signals
 from braid_rpc.errors import ConflictError
@@ -28,18 +32,24 @@ _log = logging.getLogger(__name__)
 DRAIN_S = 5
 
 
-def process_specs(config: BraidConfig, config_path: Path, sockets: Path) -> list[ProcessSpec]:
-    """One child per shard, and one for the fusion modules where they are a service."""
-    specs = [
-        _spec(
+def process_specs(
+    config: BraidConfig, config_path: Path, sockets: Path, elsewhere: Collection[str] = ()
+) -> dict[str, ProcessSpec]:
+    """One child per shard, by its name, and one for the fusion modules (`FUSION`) where they are a service; none
+    for the parts that run ``elsewhere``."""
+    specs = {
+        shard.name: _spec(
             f"shard {shard.name!r}",
             ["shard", "--config", str(config_path), "--name", shard.name],
             f"unix:{sockets}/{index}.sock",
         )
         for index, shard in enumerate(config.shards)
-    ]
-    if config.fusion.placement == "service":
-        specs.append(_spec("fusion", ["fusion", "--config", str(config_path)], f"unix:{sockets}/fusion.sock"))
+        if shard.name not in elsewhere
+    }
+    if config.fusion.placement == "service" and FUSION not in elsewhere:
+        specs[FUSION] = _spec(
+            "fusion", ["fusion", "--config", str(config_path)], f"unix:{sockets}/fusion.sock"
+        )
     return specs
 
 
@@ -63,10 +73,15 @@ def serve_plain(
     *,
     ready_timeout_s: float,
     on_ready: Callable[[str, str], None],
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end every process. ``on_ready`` gets the HTTP URL and gRPC target.
 
-    Raises: ConflictError for a port that is taken, ConfigError, UnknownModelError and all else that ends a start.
+    ``elsewhere`` says where parts run that are not ours to start: shards by name, `FUSION` for the fusion
+    modules. They are waited for as long as children are, and connected to again when they come back.
+
+    Raises: UnavailableError for a part that does not answer in time, ConflictError for a port that is taken,
+    ConfigError, UnknownModelError and all else that ends a start.
     """
     from braid_orchestrator.assembly import assemble_remote
 
@@ -75,13 +90,15 @@ def serve_plain(
         _listen(endpoints) as http_socket,
         tempfile.TemporaryDirectory(prefix="braid-") as folder,
     ):
-        specs = process_specs(config, config_path, Path(folder))
-        with Supervisor(specs) as supervisor:
+        specs = process_specs(config, config_path, Path(folder), elsewhere)
+        with Supervisor(list(specs.values())) as supervisor:
+            give_up_s = time.monotonic() + ready_timeout_s
             supervisor.wait_ready(ready_timeout_s)
-            resolvers = [lambda target=spec.target: target for spec in specs]
-            shards = dict(zip((shard.name for shard in config.shards), resolvers, strict=False))
-            fusion = resolvers[-1] if config.fusion.placement == "service" else None
-            service = assemble_remote(config, shards, fusion)
+            for target in elsewhere.values():
+                wait_healthy(target, max(give_up_s - time.monotonic(), 0.0), supervisor.check_alive)
+            targets = {**{name: spec.target for name, spec in specs.items()}, **elsewhere}
+            resolvers = {name: lambda target=target: target for name, target in targets.items()}
+            service = assemble_remote(config, resolvers, resolvers.get(FUSION))
             try:
                 asyncio.run(_run(MeteredService(service), http_socket, endpoints, on_ready))
             finally:

@@ -79,8 +79,19 @@ class Supervisor:
         """
         give_up_s = time.monotonic() + timeout_s
         for child in self._children:
-            wait_healthy(child.spec.target, max(give_up_s - time.monotonic(), 0.0), self._check_alive)
+            wait_healthy(child.spec.target, max(give_up_s - time.monotonic(), 0.0), self.check_alive)
         self._watcher.start()
+
+    def check_alive(self) -> None:
+        """Raises: BraidError if a process has ended; once all were ready, they are restarted instead."""
+        if self._watcher.is_alive():
+            return
+        for child in self._children:
+            code = child.process.poll()
+            if code is not None:
+                raise BraidError(
+                    f"{child.spec.name} ended with exit code {code} before it was ready; see above why"
+                )
 
     def stop(self, grace_s: float = 10.0) -> None:
         """End all processes: politely, and after ``grace_s`` by force. May be called more than once."""
@@ -99,14 +110,6 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait()
             child.close_pipe()
-
-    def _check_alive(self) -> None:
-        for child in self._children:
-            code = child.process.poll()
-            if code is not None:
-                raise BraidError(
-                    f"{child.spec.name} ended with exit code {code} before it was ready; see above why"
-                )
 
     def _watch(self) -> None:
         while not self._stopping.wait(_POLL_S):

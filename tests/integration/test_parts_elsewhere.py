@@ -1,0 +1,96 @@
+"""`braid serve` over parts that run elsewhere: it starts no children and needs none of their files."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from programs import Program, tiny_braid_settings, write_serve_file
+from typer.testing import CliRunner
+
+from braid_orchestrator.assembly import assemble_local
+from braid_orchestrator.cli.main import app
+from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
+from braid_services.fusion.main import serve_fusion
+from braid_services.shard.main import serve_shard
+
+PROMPT = "the inner thread"
+READY_S, STOP_S = 240.0, 30.0
+SAMPLED = {"max_tokens": 24, "temperature": 0.9, "seed": 11, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    return write_serve_file(folder / "braid.yaml", tiny_braid_settings(folder), 0, 0)
+
+
+@pytest.fixture(scope="module")
+def expected(config: Path) -> list[int]:
+    return asyncio.run(_local_tokens(config))
+
+
+@pytest.fixture
+def addresses(config: Path, expected: list[int]) -> Iterator[list[str]]:
+    """Everything served; then the models' folders are out of the orchestrator's sight."""
+    with ExitStack() as stack:
+        options = []
+        for shard in load_braid_config(config).shards:
+            server = stack.enter_context(serve_shard(shard, ["127.0.0.1:0"]))
+            options += ["--shard", f"{shard.name}={server.targets[0]}"]
+        server = stack.enter_context(serve_fusion(None, None, ["127.0.0.1:0"]))
+        folders = [config.parent / name for name in ("left", "right")]
+        for folder in folders:
+            stack.callback(folder.with_suffix(".away").rename, folder)
+            folder.rename(folder.with_suffix(".away"))
+        yield [*options, "--fusion", server.targets[0]]
+
+
+async def _local_tokens(config: Path) -> list[int]:
+    local = assemble_local(load_braid_config(config))
+    try:
+        request = GenerateRequest(PROMPT, SamplingOptions(**SAMPLED))
+        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
+    finally:
+        local.stop()
+
+
+def test_an_orchestrator_alone_gives_the_same_tokens(
+    config: Path, expected: list[int], addresses: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "braid_orchestrator.cli", "serve", "--config", str(config), *addresses]
+    program = Program(command, tmp_path / "log")
+    try:
+        program.wait_until(lambda: "is ready" in program.output(), READY_S, "braid serve is ready")
+        found = re.search(r"is ready: (\S+) ", program.output())
+        assert found is not None
+        with httpx.Client(base_url=found[1], timeout=60.0, trust_env=False) as http:
+            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
+        assert [token["id"] for token in answer["tokens"]] == expected
+        assert program.pids() == [program.process.pid]
+        assert program.stop(signal.SIGTERM, STOP_S) == 0
+    finally:
+        program.clean_up()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "left"], "expected NAME=TARGET such as left="),
+        (["--shard", "middle=127.0.0.1:1"], "got 'middle', expected one of: left, right"),
+        (["--shard", "left=127.0.0.1:1", "--shard", "left=127.0.0.1:2"], "got 'left' a second time"),
+        (["--shard", "left=nowhere"], "expected 'host:port' or 'unix:/path'"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused(config: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--config", str(config), *options])
+    assert result.exit_code == 2
+    assert message in result.output
