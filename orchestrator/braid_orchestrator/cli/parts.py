@@ -41,6 +41,9 @@ def shard(
     device: Annotated[str, typer.Option(help="cpu, mps, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Torch's threads; 0 leaves its own choice.")] = 1,
     cache: Annotated[str, typer.Option(help="Room for all keys and values.")] = "512MiB",
+    quantization: Annotated[
+        str | None, typer.Option(help="Hold the weights as int8 (8bit) or nf4 (4bit).")
+    ] = None,
     exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve one base model: open sessions, step spans of layers, read and inject hidden states.
@@ -70,6 +73,7 @@ def shard(
                 "device": device,
                 "threads": threads,
                 "cache_bytes": cache,
+                "quantization": quantization,
             }
         )
     from braid_services.shard.main import serve_shard

@@ -33,7 +33,7 @@ from braid_orchestrator.config.values import (
     ReadoutConfig,
 )
 from braid_rpc.errors import ConfigError
-from braid_services.shard.config import ShardConfig
+from braid_services.shard.config import ALIASES, ShardConfig
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
@@ -75,6 +75,14 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
+def _quantization_name(value: object) -> object:
+    """The guide's names, 8bit and 4bit, stand for ours; anything else passes as it is."""
+    return ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+Quantization = Annotated[Literal["int8", "nf4"] | None, BeforeValidator(_quantization_name)]
+
+
 class ShardModel(_Model):
     """One base model and how it is served."""
 
@@ -88,6 +96,7 @@ class ShardModel(_Model):
     session_ttl_s: Seconds = 600.0
     max_message_bytes: Size = 64 * 2**20
     role: str = ""
+    quantization: Quantization = None
 
 
 class PointModel(_Model):

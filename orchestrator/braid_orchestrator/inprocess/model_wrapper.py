@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions
 from braid_orchestrator.inprocess.generation import InProcessBraid, alone
-from braid_rpc.errors import ConfigError, InvalidRequestError
+from braid_rpc.errors import InvalidRequestError
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
+from braid_services.shard.quantization import canonical
 
 
 class ModelWrapper:
@@ -36,18 +37,23 @@ class ModelWrapper:
 
         Args:
             model_name: a folder in the Hugging Face layout or a hub name.
-            quantization: must be None: weights are held in ``dtype``.
+            quantization: None, "int8" ("8bit") or "nf4" ("4bit"): how the weights are held; what is not
+                quantized, and all states, are in ``dtype``.
             role: what the model is good at; also its name in a braid, unless ``name`` says otherwise.
             dtype: float32, bfloat16 or float16.
 
         Raises: UnknownModelError, UnsupportedModelError, CorruptWeightsError, ConfigError.
         """
-        if quantization is not None:
-            raise ConfigError(
-                f"quantization: got {quantization!r}, expected None; dtype='bfloat16' halves the memory"
-            )
         name = name or role or Path(model_name).name
-        config = ShardConfig(name, str(model_name), dtype, device, threads=0, role=role or "")
+        config = ShardConfig(
+            name,
+            str(model_name),
+            dtype,
+            device,
+            threads=0,
+            role=role or "",
+            quantization=canonical(quantization) or None,
+        )
         self._set(ShardBackend.load(config), role)
 
     @classmethod
@@ -58,9 +64,17 @@ class ModelWrapper:
         return wrapper
 
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, name: str, role: str | None = None) -> ModelWrapper:
-        """Wrap a transformers model in memory. It is frozen and put into eval mode."""
-        config = ShardConfig(name=name, model=model.config.name_or_path or name, role=role or "")
+    def from_model(
+        cls, model: Any, tokenizer: Any, name: str, role: str | None = None, quantization: str | None = None
+    ) -> ModelWrapper:
+        """Wrap a transformers model in memory. It is frozen and put into eval mode; or, with ``quantization``,
+        left as it is, and a quantized copy is wrapped."""
+        config = ShardConfig(
+            name=name,
+            model=model.config.name_or_path or name,
+            role=role or "",
+            quantization=canonical(quantization) or None,
+        )
         return cls.from_backend(ShardBackend.from_model(model, tokenizer, config), role)
 
     def _set(self, backend: ShardBackend, role: str | None) -> None:

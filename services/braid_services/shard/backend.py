@@ -19,7 +19,9 @@ from braid_rpc.errors import ContextLengthError, InvalidRequestError, Unsupporte
 from braid_services.shard import fingerprint, loading, parity
 from braid_services.shard.cache import CachePool
 from braid_services.shard.config import ShardConfig
+from braid_services.shard.families import explained
 from braid_services.shard.forward import SpanForward
+from braid_services.shard.quantization import canonical, quantize, stored_quantization
 from braid_services.shard.spans import SpanModel
 from braid_services.shard.stream import ShardStream
 
@@ -38,9 +40,12 @@ class ShardBackend:
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
-        self.spans = SpanModel.of(model)
-        layers = parity.probe(self.spans)
-        self.parity_error = parity.check(self.spans, layers)
+        try:
+            self.spans = SpanModel.of(model)
+            layers = parity.probe(self.spans)
+            self.parity_error = parity.check(self.spans, layers)
+        except UnsupportedModelError as error:
+            raise explained(model.config.model_type, error) from error
         self.context_length = loading.context_length(model, [layer.window for layer in layers])
         self.pool = CachePool(
             layers,
@@ -68,10 +73,17 @@ class ShardBackend:
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any = None, config: ShardConfig | None = None) -> ShardBackend:
-        """Serve a model that is in memory already. ``tokenizer``: of transformers or tokenizers, or none."""
+        """Serve a model that is in memory already. ``tokenizer``: of transformers or tokenizers, or none.
+
+        With ``config.quantization`` a quantized copy is served. Raises: UnsupportedModelError, ConfigError.
+        """
         if config is None:
             config = ShardConfig(name=model.config.model_type, model=model.config.name_or_path or "in memory")
-        return cls(model, tokenizer, config)
+        quantization = canonical(config.quantization)
+        if not quantization:
+            return cls(model, tokenizer, config)
+        model_hash = fingerprint.quantized_hash(fingerprint.model_hash(model), quantization)
+        return cls(quantize(model, quantization, f"shard {config.name!r}"), tokenizer, config, model_hash)
 
     @property
     def card(self) -> ShardCard:
@@ -161,6 +173,7 @@ class ShardBackend:
             cache_bytes_total=self.pool.total_bytes,
             cache_bytes_free=self.pool.bytes_free,
             block_tokens=self.pool.block_tokens,
-            num_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            num_parameters=self.model.num_parameters(),
+            quantization=stored_quantization(self.model),
             eos_token_ids=loading.eos_token_ids(self.model),
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# How the braiding guide calls these quantizations.
+ALIASES = {"8bit": "int8", "4bit": "nf4"}
+
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
@@ -11,7 +14,7 @@ class ShardConfig:
 
     ``threads`` 0 leaves torch's own choice. ``cache_bytes`` bounds all sessions' keys and values together;
     they are allocated in blocks of ``block_tokens``. Sessions untouched for ``session_ttl_s`` are evicted.
-    ``max_message_bytes`` bounds one message on the wire, both ways.
+    ``max_message_bytes`` bounds one message on the wire, both ways. ``quantization`` is None, ``int8`` or ``nf4``.
     """
 
     name: str
@@ -24,3 +27,4 @@ class ShardConfig:
     session_ttl_s: float = 600.0
     max_message_bytes: int = 64 * 2**20
     role: str = ""
+    quantization: str | None = None

@@ -52,6 +52,14 @@ def model_hash(model: Any, full_hash_bytes: int = FULL_HASH_BYTES) -> str:
     return digest.hexdigest()[:16]
 
 
+def quantized_hash(stored_hash: str, quantization: str) -> str:
+    """What a model of that hash has, quantized: another one, since fusion modules see other states. The same on
+    every device and in every dtype; ``stored_hash`` itself for no quantization."""
+    if not quantization:
+        return stored_hash
+    return hashlib.sha256(f"{stored_hash}:{quantization}".encode()).hexdigest()[:16]
+
+
 def tokenizer_hash(tokenizer_json: str) -> str:
     """SHA-256 (hex, 16 digits) of a tokenizer file's content, whatever its layout. Empty for none."""
     if not tokenizer_json:

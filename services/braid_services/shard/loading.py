@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from braid_rpc.cards import ChatFormat
 from braid_rpc.errors import ConfigError, CorruptWeightsError, UnknownModelError, UnsupportedModelError
 from braid_services.shard.config import ShardConfig
-from braid_services.shard.fingerprint import model_hash
+from braid_services.shard.fingerprint import model_hash, quantized_hash
+from braid_services.shard.quantization import canonical, check_possible, recipe, settle, stored_quantization
 
 DTYPES = {
     "float32": torch.float32,
@@ -29,28 +30,44 @@ DTYPES = {
 
 def load_model(config: ShardConfig) -> tuple[Any, Any, str]:
     """The model, on its device in its dtype; its tokenizer (None if it has none); and its hash, which is of
-    the weights as they are stored: the same whatever dtype they are served in.
+    the weights as they are stored: the same whatever dtype they are served in, another one if quantized.
 
     Raises: UnknownModelError if there is no such model; CorruptWeightsError if its files are damaged or lack
-    tensors; UnsupportedModelError if it is no causal language model; ConfigError for a wrong dtype or device.
+    tensors; UnsupportedModelError if it is no causal language model; ConfigError for a wrong dtype, device or
+    quantization.
     """
     where = f"shard {config.name!r}, model {config.model!r}"
-    dtype, device = _dtype(config), _device(config)
+    dtype, device, quantization = _dtype(config), _device(config), canonical(config.quantization)
+    if quantization:
+        check_possible(quantization, device, where)
     _refuse_missing_folder(config.model, where)
     source = str(Path(config.model).expanduser()) if config.model.startswith("~") else config.model
-    model = _pretrained(source, "auto", where)
-    stored_hash = model_hash(model)
-    if model.dtype != dtype:
-        # Once more from disk rather than converted: the library knows which tensors keep their precision.
+    model = _pretrained(source, where, dtype="auto")
+    stored_hash, stored = model_hash(model), stored_quantization(model)
+    if stored and quantization:
+        raise ConfigError(
+            f"{where}: quantization: got {quantization!r}, but the model is stored as {stored!r} already, "
+            "expected none"
+        )
+    # From disk once more rather than converted: the library knows which tensors keep their precision.
+    if stored or quantization:
         del model
-        model = _pretrained(source, dtype, where)
-    return model.to(device), load_tokenizer(source, where), stored_hash
+        how = {"quantization_config": recipe(quantization, dtype)} if quantization else {}
+        model = _pretrained(source, where, dtype=dtype, device_map={"": device}, **how)
+        if stored_quantization(model) in ("int8", "nf4", "fp4"):
+            settle(model, where)
+    elif model.dtype != dtype:
+        del model
+        model = _pretrained(source, where, dtype=dtype).to(device)
+    else:
+        model = model.to(device)
+    return model, load_tokenizer(source, where), quantized_hash(stored_hash, quantization)
 
 
-def _pretrained(name: str, dtype: torch.dtype | str, where: str) -> Any:
+def _pretrained(name: str, where: str, **how: Any) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name, use_safetensors=True, output_loading_info=True, **how
         )
     except OSError as error:
         raise UnknownModelError(f"{where}: no such model here or on the hub: {_first_line(error)}") from error

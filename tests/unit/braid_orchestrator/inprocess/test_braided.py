@@ -301,8 +301,18 @@ def test_wrong_models_are_named(wrappers: list[ModelWrapper], tmp_path: Path) ->
         BraidedLLM([{"model_name": "x", "wheight": 1}])
     with pytest.raises(UnknownModelError):
         ModelWrapper(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="8bit"):
-        ModelWrapper(tmp_path / "nothing", quantization="8bit")
+    with pytest.raises(ConfigError, match="got '3bit', expected None or one of int8, nf4, 8bit, 4bit"):
+        ModelWrapper(tmp_path / "nothing", quantization="3bit")
+
+
+def test_quantized_models_are_braided_under_the_guides_names(wrappers: list[ModelWrapper]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model, tokenizer = wrappers[1].model, wrappers[1].tokenizer
+    small = ModelWrapper.from_model(model, tokenizer, "small", quantization="8bit")
+    assert small.backend.card.quantization == "int8"
+    alone = ModelWrapper.from_model(model, tokenizer, "again", quantization="int8").generate("some text", 6)
+    with make([small, wrappers[0]]) as braided:
+        assert braided.generate("some text", 6, temperature=0.0) == alone
 
 
 def test_wrong_inputs_are_named(wrappers: list[ModelWrapper]) -> None:

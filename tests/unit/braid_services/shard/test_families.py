@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain, combinations
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from braid_rpc.errors import ContextLengthError, UnsupportedModelError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
+from braid_services.shard.families import TESTED
 
-from .conftest import UNSUPPORTED, VOCAB, Driver, make_backend, make_model, plain_logits
+from .conftest import FAMILIES, UNSUPPORTED, VOCAB, Driver, make_backend, make_model, plain_logits
 
 # float32, relative to the largest logit: sums taken in another order.
 TOLERANCE = 1e-5
@@ -115,8 +117,15 @@ def test_only_the_wanted_rows_reach_the_head(family_backend: ShardBackend) -> No
 
 @pytest.mark.parametrize("family", UNSUPPORTED)
 def test_models_that_would_give_wrong_numbers_are_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=family):
+    with pytest.raises(UnsupportedModelError) as refusal:
         make_backend(make_model(family))
+    assert re.fullmatch(
+        rf"{family}: .+ \(its layers .+\); families that work: llama, mistral, .+", refusal.value.message
+    )
+
+
+def test_the_families_that_are_said_to_work_are_tested_here() -> None:
+    assert {family.removesuffix("_text") for family in FAMILIES} >= set(TESTED)
 
 
 @pytest.mark.parametrize(
