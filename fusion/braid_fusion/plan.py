@@ -85,6 +85,18 @@ class BraidPlan:
         """SHA-256 (hex, 16 digits) of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    @property
+    def lane_of(self) -> tuple[int, ...]:
+        """The lane of each shard. Shards of one tokenizer share a lane; lane 0 is the anchor's."""
+        hashes = [self.shards[self.anchor].tokenizer_hash, *(shard.tokenizer_hash for shard in self.shards)]
+        lanes = list(dict.fromkeys(hashes))
+        return tuple(lanes.index(shard.tokenizer_hash) for shard in self.shards)
+
+    @property
+    def num_lanes(self) -> int:
+        """How many different tokenizers the shards have."""
+        return max(self.lane_of) + 1
+
     def spans(self, shard: int) -> tuple[tuple[int, int], ...]:
         """The spans of layers between the fusion points, for one shard: one more than there are points."""
         cuts = [0, *(point.layers[shard] for point in self.points), self.shards[shard].num_layers]

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from braid_fusion.context import FusionContext
 from braid_fusion.errors import FusionShapeError, PlanError
+from braid_fusion.gathering import aligns_itself, fuse_by_lane
 from braid_fusion.initialisation import linear, matching_linear
 from braid_fusion.injection import make_injection
 from braid_fusion.plan import BraidPlan, PlanPoint
@@ -76,11 +77,13 @@ class FusionPoint(nn.Module):
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the strategy needs caches where sequences come in pieces."""
+        """Whether the strategy needs caches where sequences come in pieces. Shards with different tokenizers always
+        do: a row may look back at any earlier one."""
         return isinstance(self.strategy, FusionStrategy) and self.strategy.keeps_rows
 
     def forward(self, states_TD: Sequence[Tensor], context: FusionContext) -> PointOutput:
-        """Exchange states: one (T, D_s) per shard, any float dtype, rows as the context says.
+        """Exchange states: one (T, D_s) per shard, any float dtype, rows as the context says (where it has an
+        alignment, T is that of the shard's lane).
 
         Raises: FusionShapeError, naming shard, what it got and what was expected.
         """
@@ -88,10 +91,12 @@ class FusionPoint(nn.Module):
         inputs_TF = [
             self._enter(state_TD, project) for state_TD, project in zip(states_TD, self.inputs, strict=True)
         ]
-        if self.cross:
+        if not self.cross:
+            fused = self._without_cross(inputs_TF, context)
+        elif context.alignment is None or aligns_itself(self.strategy):
             fused = fuse_with(self.strategy, inputs_TF, context)
         else:
-            fused = self._without_cross(inputs_TF, context)
+            fused = fuse_by_lane(self.strategy, self.receivers, inputs_TF, context, context.alignment)
         states = fused.states
         fused_TF = [states] * len(self.receivers) if isinstance(states, Tensor) else states
         injected: list[Tensor | None] = [None] * len(states_TD)
@@ -113,8 +118,12 @@ class FusionPoint(nn.Module):
     def _without_cross(self, inputs_TF: list[Tensor], context: FusionContext) -> Fused:
         alone, last = [], Fused(inputs_TF[0])
         for index, receiver in enumerate(self.receivers):
-            only_own_TF = [x if s == receiver else torch.zeros_like(x) for s, x in enumerate(inputs_TF)]
-            last = fuse_with(self.strategy, only_own_TF, context.part(index))
+            own_TF = inputs_TF[receiver]
+            only_own_TF = [
+                own_TF if s == receiver else torch.zeros_like(own_TF) for s in range(len(inputs_TF))
+            ]
+            lane = 0 if context.alignment is None else context.alignment.lane_of[receiver]
+            last = fuse_with(self.strategy, only_own_TF, context.of_lane(lane).part(index))
             alone.append(last.states if isinstance(last.states, Tensor) else last.states[index])
         return Fused(alone, last.weights_TS, last.metrics)
 
@@ -143,8 +152,8 @@ class FusionPoint(nn.Module):
             raise FusionShapeError(
                 f"got {len(states_TD)} states, expected one per shard: {len(self.shard_names)}"
             )
-        num_rows = context.num_rows
-        for name, width, state_TD in zip(self.shard_names, self.widths, states_TD, strict=True):
+        for shard, state_TD in enumerate(states_TD):
+            name, width, num_rows = self.shard_names[shard], self.widths[shard], context.rows_of_shard(shard)
             if state_TD.shape != (num_rows, width) or not state_TD.is_floating_point():
                 raise FusionShapeError(
                     f"state of shard {name!r}: got {state_TD.dtype} {tuple(state_TD.shape)}, "

@@ -5,6 +5,8 @@ Letters: T rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class RowCache:
         self._buffers: dict[str, Tensor] = {}
         self._lengths: dict[str, int] = {}
         self._parts: dict[int, RowCache] = {}
+        self._lanes: dict[int, RowCache] = {}
 
     def append(self, name: str, rows_T: Tensor) -> Tensor:
         """Add rows (T, ...) under ``name``; returns all so far, a view that holds until the next call."""
@@ -41,8 +44,18 @@ class RowCache:
         """A cache within this one, cropped with it."""
         return self._parts.setdefault(key, RowCache())
 
+    def lane(self, lane: int) -> RowCache:
+        """The cache for the rows of shards with another tokenizer, whose positions are their own: `crop_lanes` crops
+        them. Lane 0 is this one."""
+        return self if lane == 0 else self._lanes.setdefault(lane, RowCache())
+
+    def crop_lanes(self, lengths: Sequence[int]) -> None:
+        """Forget in each lane the positions from its length on."""
+        for lane, length in enumerate(lengths):
+            self.lane(lane).crop(length)
+
     def crop(self, length: int) -> None:
-        """Forget positions from ``length`` on."""
+        """Forget this lane's positions from ``length`` on."""
         for name, held in self._lengths.items():
             if held > length:
                 self._lengths[name] = length
@@ -52,7 +65,8 @@ class RowCache:
     def num_bytes(self) -> int:
         """Bytes that the buffers take, spare room included."""
         own = sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
-        return own + sum(part.num_bytes() for part in self._parts.values())
+        inner = [*self._parts.values(), *self._lanes.values()]
+        return own + sum(part.num_bytes() for part in inner)
 
 
 def contiguous_rows(rows_T: Tensor, start: int, count: int) -> Tensor:

@@ -13,9 +13,10 @@ from typing import Protocol, Self
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
 from braid_rpc.errors import FrameError
+from braid_rpc.fusion_messages import lanes_to_proto
 from braid_rpc.handshake import check_protocol
 from braid_rpc.shard_messages import segments_to_proto
-from braid_rpc.steps import Segment
+from braid_rpc.steps import Lane, Segment
 from braid_rpc.stream_client import FusionStreamClient
 from braid_rpc.tensor import FLOAT_DTYPES, AnyArray, decode_tensor, encode_tensor
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
@@ -165,13 +166,20 @@ class FusionStream:
         return str(self._call(fusion_pb2.FusionRequest(open=op)).opened.version)
 
     def fuse(
-        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[AnyArray]
+        self,
+        step_id: int,
+        point: int,
+        segments: Sequence[Segment],
+        states: Sequence[AnyArray],
+        lanes: Sequence[Lane] = (),
     ) -> list[AnyArray | None]:
         """Exchange states at a point of the plan.
 
         Args:
             segments: whose rows these are, in order.
             states: one (T, D_s) per shard of the plan.
+            lanes: where shards have different tokenizers, the rows of each lane, the anchor's (the same
+                ``segments``) first.
 
         Returns: one (T, D_s) per shard, injected already; None for a shard that receives nothing.
         """
@@ -180,6 +188,7 @@ class FusionStream:
             point=point,
             segments=segments_to_proto(segments),
             states=[encode_tensor(state) for state in states],
+            lanes=lanes_to_proto(lanes),
         )
         fused = self._call(fusion_pb2.FusionRequest(fuse=op)).fused.states
         if len(fused) != len(states):
@@ -222,9 +231,9 @@ class FusionStream:
             what="log_weights",
         )
 
-    def crop(self, session_id: str, length: int) -> None:
-        """Forget cached positions from ``length`` on."""
-        op = fusion_pb2.CropFusion(session_id=session_id, length=length)
+    def crop(self, session_id: str, length: int, lane_lengths: Sequence[int] = ()) -> None:
+        """Forget cached positions from ``length`` on, in further lanes from theirs."""
+        op = fusion_pb2.CropFusion(session_id=session_id, length=length, lane_lengths=lane_lengths)
         self._call(fusion_pb2.FusionRequest(crop=op))
 
     def close(self, session_ids: Sequence[str]) -> None:

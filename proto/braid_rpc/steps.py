@@ -21,6 +21,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """A batch's rows in the shards of one tokenizer, where shards have different ones: ``seen[lane][row]`` is the
+    position in each lane of the last token that may be seen from a row (-1: none). Sessions without a row there
+    have no segment."""
+
+    segments: tuple[Segment, ...]
+    seen: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Of all segments."""
+        return sum(segment.num_rows for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """A session to open: room for ``num_tokens`` now; layers from ``end_layer`` on never run (0: all do)."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from braid_fusion.alignment.rows import Alignment
 from braid_fusion.context import FusionContext
 from braid_fusion.errors import PlanError
 from braid_fusion.initialisation import linear
@@ -35,6 +36,7 @@ class AttentionFusion(FusionStrategy):
     """
 
     keeps_rows = True
+    aligns_itself = True
 
     def __init__(
         self,
@@ -83,8 +85,7 @@ class AttentionFusion(FusionStrategy):
             raise PlanError(
                 "attention: got rows from the middle of a sequence, expected its caches with them"
             )
-        num_rows = states_TF[0].shape[0]
-        heads_THK = (num_rows, self.num_heads, self.head_width)
+        heads_THK = (-1, self.num_heads, self.head_width)
         queries = [
             query(states_TF[receiver]).view(heads_THK)
             for receiver, query in zip(self.receivers, self.queries, strict=True)
@@ -94,9 +95,12 @@ class AttentionFusion(FusionStrategy):
             key_TF, gate_TF, value_TF = project(states_TF[giver]).chunk(3, dim=-1)
             keys.append(key_TF.reshape(heads_THK))
             values.append((functional.silu(gate_TF) * value_TF).view(heads_THK))
-        pieces = self._attend_by_sequence(queries, keys, values, context)
+        if context.alignment is None:
+            pieces = self._attend_by_sequence(queries, keys, values, context)
+        else:
+            pieces = self._attend_across_lanes(queries, keys, values, context, context.alignment)
         states = [
-            (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(num_rows, -1)
+            (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1)
             for outs in ([piece[0][i] for piece in pieces] for i in range(len(self.receivers)))
         ]
         if not context.want_metrics:
@@ -120,6 +124,80 @@ class AttentionFusion(FusionStrategy):
             pieces.append(self._attend(q, k, v, context.want_metrics))
             start += count
         return pieces
+
+    def _attend_across_lanes(
+        self,
+        queries: list[Tensor],
+        keys: list[Tensor],
+        values: list[Tensor],
+        context: FusionContext,
+        alignment: Alignment,
+    ) -> list[tuple[list[Tensor], Tensor]]:
+        """Each receiver's rows, in its own lane, see of each giver the positions that the alignment tells."""
+        pieces = []
+        starts = [0] * len(alignment.lanes)
+        for index in range(len(context.row_counts)):
+            spans = [
+                (start, lane.row_counts[index]) for start, lane in zip(starts, alignment.lanes, strict=True)
+            ]
+            starts = [start + count for start, count in spans]
+            q = [
+                queries[i].narrow(0, *spans[alignment.lane_of[receiver]])
+                for i, receiver in enumerate(self.receivers)
+            ]
+            k, v = (
+                [
+                    rows.narrow(0, *spans[alignment.lane_of[giver]])
+                    for giver, rows in zip(self.givers, group, strict=True)
+                ]
+                for group in (keys, values)
+            )
+            if context.caches is not None:
+                lanes = [context.caches[index].lane(alignment.lane_of[giver]) for giver in self.givers]
+                k = [
+                    lane.append(f"key/{g}", rows) for lane, g, rows in zip(lanes, self.givers, k, strict=True)
+                ]
+                v = [
+                    lane.append(f"value/{g}", rows)
+                    for lane, g, rows in zip(lanes, self.givers, v, strict=True)
+                ]
+            outs, shares = [], []
+            for i, receiver in enumerate(self.receivers):
+                start, count = spans[alignment.lane_of[receiver]]
+                by_lane = alignment.of_shard(receiver).seen
+                seen = [by_lane[alignment.lane_of[giver]][start : start + count] for giver in self.givers]
+                out, share = self._attend_to_seen(
+                    receiver, q[i], k, v, [torch.tensor(s).long() for s in seen]
+                )
+                outs.append(out)
+                if alignment.lane_of[receiver] == 0:
+                    shares.append(share)
+            pieces.append((outs, torch.stack(shares).mean(0) if shares else queries[0].new_empty(0)))
+        return pieces
+
+    def _attend_to_seen(
+        self, receiver: int, query: Tensor, keys: list[Tensor], values: list[Tensor], seen: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A query (n, H, K) sees of giver i the positions up to ``seen[i]`` (n,): outputs (n, H, K), zeros where it
+        sees nothing at all, and how much went to each shard, (n, S)."""
+        others = [i for i, giver in enumerate(self.givers) if giver != receiver]
+        query_HnK = query.transpose(0, 1) * self.head_width**-0.5
+        scores, hidden = [], []
+        for i in others:
+            offsets_nm = seen[i][:, None] - torch.arange(keys[i].shape[0])
+            offsets_nm = offsets_nm.to(query.device)
+            bias = self.offset_bias[f"{receiver}_{self.givers[i]}"][:, offsets_nm.clamp(0, self.max_offset)]
+            scores.append(query_HnK @ keys[i].permute(1, 2, 0) + bias)
+            hidden.append(offsets_nm < 0)
+        hidden_nm = torch.cat(hidden, dim=-1)
+        blind_n1 = hidden_nm.all(-1, keepdim=True)
+        scores_Hnm = torch.cat(scores, dim=-1).masked_fill(hidden_nm & ~blind_n1, -torch.inf)
+        mass_Hnm = scores_Hnm.softmax(-1).masked_fill(blind_n1, 0.0)
+        mass = mass_Hnm.split([keys[i].shape[0] for i in others], dim=-1)
+        out_HnK = query_HnK.new_zeros(query_HnK.shape)
+        for i, share in zip(others, mass, strict=True):
+            out_HnK = out_HnK + share @ values[i].transpose(0, 1)
+        return out_HnK.transpose(0, 1), self._shares([self.givers[i] for i in others], mass)
 
     def _attend(
         self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], want_metrics: bool

@@ -41,6 +41,11 @@ class FusionStrategy(nn.Module):
     keeps_rows: ClassVar[bool] = False
     """Whether it reads earlier rows of a sequence, and so needs caches where sequences come in pieces."""
 
+    aligns_itself: ClassVar[bool] = False
+    """Whether `fuse` reads `FusionContext.alignment`: each shard's states then come in its own rows, and so do its
+    receivers' results. Otherwise, where shards have different tokenizers, it is called once for each lane that
+    receives, with all shards' states already brought to that lane's rows (zeros where nothing may be seen yet)."""
+
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
         """The rows are taken for one whole sequence, packed along the first dimension."""
         if type(self).fuse is FusionStrategy.fuse:

@@ -147,16 +147,32 @@ class FusionOpened(_message.Message):
     def __init__(self, version: _Optional[str] = ...) -> None: ...
 
 class Fuse(_message.Message):
-    __slots__ = ("step_id", "point", "segments", "states")
+    __slots__ = ("step_id", "point", "segments", "states", "lanes")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     point: int
     segments: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Segment]
     states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    lanes: _containers.RepeatedCompositeFieldContainer[Lane]
+    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[Lane, _Mapping]]] = ...) -> None: ...
+
+class Lane(_message.Message):
+    __slots__ = ("segments", "seen")
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Segment]
+    seen: _containers.RepeatedCompositeFieldContainer[Seen]
+    def __init__(self, segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ("positions",)
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fused(_message.Message):
     __slots__ = ("states",)
@@ -183,12 +199,14 @@ class ReadOutWeights(_message.Message):
     def __init__(self, log_weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class CropFusion(_message.Message):
-    __slots__ = ("session_id", "length")
+    __slots__ = ("session_id", "length", "lane_lengths")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    LANE_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     length: int
-    def __init__(self, session_id: _Optional[str] = ..., length: _Optional[int] = ...) -> None: ...
+    lane_lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session_id: _Optional[str] = ..., length: _Optional[int] = ..., lane_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FusionCropped(_message.Message):
     __slots__ = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_rpc.errors import BraidError, ConfigError, InvalidRequestError, ShapeMismatchError
 from braid_rpc.status import error_to_proto
-from braid_rpc.steps import Segment
+from braid_rpc.steps import Lane, Segment
 from braid_rpc.tensor import FLOAT_DTYPES
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 from braid_services.fusion.backend import FusionBackend, FusionStream
@@ -154,11 +154,15 @@ class _Call:
         return 0.0
 
     def _fuse(self, op: fusion_pb2.Fuse, reply: fusion_pb2.FusionReply) -> float:
-        segments = tuple(Segment(s.session_id, s.position, s.num_rows) for s in op.segments)
+        segments, lanes = _segments(op.segments), _lanes(op)
+        plan = self._backend.plan
+        if lanes and len(lanes) != plan.num_lanes:
+            raise InvalidRequestError(f"fuse: got {len(lanes)} lanes, expected {plan.num_lanes}")
         num_rows = sum(segment.num_rows for segment in segments)
-        states = self._states(op.states, num_rows)
+        rows = [lanes[lane].num_rows if lanes else num_rows for lane in plan.lane_of]
+        states = self._states(op.states, rows)
         started = time.perf_counter()
-        fused = self._stream.fuse(op.step_id, op.point, segments, states)
+        fused = self._stream.fuse(op.step_id, op.point, segments, states, lanes)
         compute_s = time.perf_counter() - started
         for state in fused.states:
             message = reply.fused.states.add()
@@ -168,7 +172,7 @@ class _Call:
 
     def _read_out(self, op: fusion_pb2.ReadOut, reply: fusion_pb2.FusionReply) -> float:
         num_rows = len(op.session_ids)
-        hidden = self._states(op.hidden, num_rows)
+        hidden = self._states(op.hidden, [num_rows] * len(self._backend.plan.shards))
         features = None
         if op.HasField("features"):
             shape = (num_rows, len(hidden), NUM_LOGIT_FEATURES)
@@ -182,7 +186,7 @@ class _Call:
         return compute_s
 
     def _crop(self, op: fusion_pb2.CropFusion, reply: fusion_pb2.FusionReply) -> float:
-        self._stream.crop(op.session_id, op.length)
+        self._stream.crop(op.session_id, op.length, list(op.lane_lengths))
         reply.cropped.SetInParent()
         return 0.0
 
@@ -191,7 +195,7 @@ class _Call:
         reply.closed.SetInParent()
         return 0.0
 
-    def _states(self, messages: Any, num_rows: int) -> list[Any]:
+    def _states(self, messages: Any, num_rows: Sequence[int]) -> list[Any]:
         shards = self._backend.plan.shards
         if len(messages) != len(shards):
             raise ShapeMismatchError(f"states: got {len(messages)}, expected one per shard: {len(shards)}")
@@ -199,9 +203,23 @@ class _Call:
             decode_torch(
                 message,
                 dtypes=FLOAT_DTYPES,
-                shape=(num_rows, shard.width),
+                shape=(rows, shard.width),
                 max_bytes=self._max_bytes,
                 what=f"state of shard {shard.name!r}",
             )
-            for message, shard in zip(messages, shards, strict=True)
+            for message, shard, rows in zip(messages, shards, num_rows, strict=True)
         ]
+
+
+def _segments(messages: Any) -> tuple[Segment, ...]:
+    return tuple(Segment(s.session_id, s.position, s.num_rows) for s in messages)
+
+
+def _lanes(op: fusion_pb2.Fuse) -> tuple[Lane, ...]:
+    return tuple(
+        Lane(
+            _segments(lane.segments if index else op.segments),
+            tuple(tuple(seen.positions) for seen in lane.seen),
+        )
+        for index, lane in enumerate(op.lanes)
+    )

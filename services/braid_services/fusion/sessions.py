@@ -11,36 +11,38 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from braid_fusion.alignment.rows import Alignment, LaneRows
 from braid_fusion.context import FusionContext
 from braid_fusion.point import PointOutput
 from braid_fusion.row_cache import RowCache
 from braid_fusion.stack import FusionStack
 from braid_rpc.errors import ShapeMismatchError
-from braid_rpc.steps import Segment
+from braid_rpc.steps import Lane
 
 
 @dataclass(slots=True)
 class FusionSession:
-    """``length`` positions went through all points; ``caches`` by point, where its strategy keeps rows."""
+    """``lengths`` positions, one per lane, went through all points; ``caches`` by point, where rows are kept."""
 
     version: str
     stack: FusionStack
-    length: int = 0
+    lengths: list[int]
     caches: dict[int, RowCache] = field(default_factory=dict)
 
-    def cache(self, point: int, position: int) -> RowCache:
-        """The cache of a point with the rows before ``position``; later ones are of an abandoned batch."""
+    def cache(self, point: int, positions: Sequence[int]) -> RowCache:
+        """The cache of a point with the rows before ``positions``, one per lane; later ones are of an abandoned
+        batch."""
         cache = self.caches.get(point)
         if cache is None:
             cache = self.caches[point] = RowCache()
-        cache.crop(position)
+        cache.crop_lanes(positions)
         return cache
 
-    def crop(self, length: int) -> None:
-        """Forget positions from ``length`` on."""
-        self.length = length
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget in each lane the positions from its length on."""
+        self.lengths = list(lengths)
         for cache in self.caches.values():
-            cache.crop(length)
+            cache.crop_lanes(lengths)
 
     def cache_bytes(self) -> int:
         """Bytes that the caches take."""
@@ -49,35 +51,42 @@ class FusionSession:
 
 def fuse_by_stack(
     point: int,
-    segments: Sequence[Segment],
+    lanes: Sequence[Lane],
     sessions: Sequence[FusionSession],
     states: Sequence[Tensor],
     want_metrics: bool,
 ) -> PointOutput:
-    """`FusionStack.fuse` for each row with its own session's modules; there is at least one segment.
+    """`FusionStack.fuse` for each row with its own session's modules; ``lanes[0]`` has a segment per session.
 
     The metrics are those of the stack that comes last. Raises: FusionShapeError, ShapeMismatchError.
     """
     first = sessions[0].stack
     if all(session.stack is first for session in sessions):
-        return first.fuse(point, states, _context(first, point, segments, sessions, want_metrics))
-    num_rows = sum(segment.num_rows for segment in segments)
-    if any(state.shape[:1] != (num_rows,) for state in states):
-        shapes = [tuple(state.shape) for state in states]
-        raise ShapeMismatchError(f"fuse: got states {shapes}, expected {num_rows} rows each")
+        return first.fuse(point, states, _context(first, point, lanes, sessions, want_metrics))
+    lane_of = first.plan.lane_of
+    if any(state.shape[:1] != (lanes[lane].num_rows,) for state, lane in zip(states, lane_of, strict=True)):
+        shapes, rows = [tuple(state.shape) for state in states], [lanes[lane].num_rows for lane in lane_of]
+        raise ShapeMismatchError(f"fuse: got states {shapes}, expected {rows} rows")
     injected: list[Tensor | None] = [None] * len(states)
     output = PointOutput(injected)
-    for stack, members, rows_T in _groups(segments, sessions):
+    for stack in {id(session.stack): session.stack for session in sessions}.values():
+        members = {
+            s.session_id for s, one in zip(lanes[0].segments, sessions, strict=True) if one.stack is stack
+        }
+        parts = [_part(lane, members) for lane in lanes]
         context = _context(
-            stack, point, [segments[i] for i in members], [sessions[i] for i in members], want_metrics
+            stack, point, [lane for lane, _ in parts], [s for s in sessions if s.stack is stack], want_metrics
         )
-        output = stack.fuse(point, [state.index_select(0, rows_T) for state in states], context)
+        rows = [parts[lane][1] for lane in lane_of]
+        output = stack.fuse(
+            point, [state.index_select(0, own) for state, own in zip(states, rows, strict=True)], context
+        )
         for shard, part in enumerate(output.states):
             if part is not None:
                 whole = injected[shard]
                 if whole is None:
                     injected[shard] = whole = torch.empty_like(states[shard])
-                whole.index_copy_(0, rows_T, part)
+                whole.index_copy_(0, rows[shard], part)
     return PointOutput(injected, output.metrics)
 
 
@@ -105,36 +114,55 @@ def read_out_by_stack(
 def _context(
     stack: FusionStack,
     point: int,
-    segments: Sequence[Segment],
+    lanes: Sequence[Lane],
     sessions: Sequence[FusionSession],
     want_metrics: bool,
 ) -> FusionContext:
+    rows = [
+        _rows(lane, [s.session_id for s in lanes[0].segments], k, sessions) for k, lane in enumerate(lanes)
+    ]
     caches = None
-    if stack.point(point).keeps_rows:
+    if len(lanes) > 1 or stack.point(point).keeps_rows:
         caches = tuple(
-            session.cache(point, segment.position)
-            for session, segment in zip(sessions, segments, strict=True)
+            session.cache(point, [lane.positions[index] for lane in rows])
+            for index, session in enumerate(sessions)
         )
     return FusionContext(
-        tuple([segment.num_rows for segment in segments]),
-        tuple([segment.position for segment in segments]),
+        rows[0].row_counts,
+        rows[0].positions,
         caches,
         want_metrics,
+        Alignment(stack.plan.lane_of, tuple(rows)) if len(lanes) > 1 else None,
     )
 
 
-def _groups(
-    segments: Sequence[Segment], sessions: Sequence[FusionSession]
-) -> list[tuple[FusionStack, list[int], Tensor]]:
-    """Per stack: which segments are its, and which rows."""
-    members: dict[int, list[int]] = {}
-    rows: dict[int, list[int]] = {}
-    stacks: dict[int, FusionStack] = {}
-    start = 0
-    for index, (segment, session) in enumerate(zip(segments, sessions, strict=True)):
-        key = id(session.stack)
-        stacks[key] = session.stack
-        members.setdefault(key, []).append(index)
-        rows.setdefault(key, []).extend(range(start, start + segment.num_rows))
+def _rows(lane: Lane, session_ids: list[str], index: int, sessions: Sequence[FusionSession]) -> LaneRows:
+    """A lane's rows by session, with none for those that have no segment."""
+    if index == 0:
+        return LaneRows(
+            tuple([segment.num_rows for segment in lane.segments]),
+            tuple([segment.position for segment in lane.segments]),
+            lane.seen,
+        )
+    segments = {segment.session_id: segment for segment in lane.segments}
+    found = [segments.get(session_id) for session_id in session_ids]
+    return LaneRows(
+        tuple(segment.num_rows if segment else 0 for segment in found),
+        tuple(
+            segment.position if segment else session.lengths[index]
+            for segment, session in zip(found, sessions, strict=True)
+        ),
+        lane.seen,
+    )
+
+
+def _part(lane: Lane, session_ids: set[str]) -> tuple[Lane, Tensor]:
+    """The rows of some sessions, and where they stand among all."""
+    segments, rows, start = [], [], 0
+    for segment in lane.segments:
+        if segment.session_id in session_ids:
+            segments.append(segment)
+            rows.extend(range(start, start + segment.num_rows))
         start += segment.num_rows
-    return [(stack, members[key], torch.tensor(rows[key])) for key, stack in stacks.items()]
+    seen = tuple(tuple(positions[row] for row in rows) for positions in lane.seen)
+    return Lane(tuple(segments), seen), torch.tensor(rows, dtype=torch.int64)

@@ -22,7 +22,8 @@ from braid_rpc.errors import (
     StepOrderError,
     UnknownSessionError,
 )
-from braid_rpc.steps import Segment, Timings
+from braid_rpc.steps import Lane, Segment, Timings
+from braid_services.fusion.lanes import check_lanes
 from braid_services.fusion.metrics import READOUT_PLACE
 from braid_services.fusion.sessions import FusionSession, fuse_by_stack, read_out_by_stack
 from braid_services.fusion.translation import translated
@@ -44,7 +45,7 @@ class _Batch:
     """The batch under way: rows that went through the points before ``next_point``."""
 
     step_id: int
-    segments: tuple[Segment, ...]
+    lanes: tuple[Lane, ...]
     next_point: int = 0
 
 
@@ -62,7 +63,7 @@ class FusionStream:
         self._sessions: dict[str, FusionSession] = {}
         self._batch: _Batch | None = None
         self._last_step_id = -1
-        self._latest: tuple[tuple[int, int, tuple[Segment, ...]], FusedStates] | None = None
+        self._latest: tuple[tuple[int, int, tuple[Lane, ...]], FusedStates] | None = None
 
     @property
     def num_sessions(self) -> int:
@@ -91,30 +92,39 @@ class FusionStream:
             version = version or versions.active
             stack = versions.stack(version)
             for session_id in session_ids:
-                self._sessions[session_id] = FusionSession(version, stack)
+                self._sessions[session_id] = FusionSession(version, stack, [0] * versions.plan.num_lanes)
         return version
 
     def fuse(
-        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+        self,
+        step_id: int,
+        point: int,
+        segments: Sequence[Segment],
+        states: Sequence[Tensor],
+        lanes: Sequence[Lane] = (),
     ) -> FusedStates:
         """Exchange states at a point: one (T, D_s) per shard, the rows in the order of the segments.
+
+        Args:
+            lanes: where shards have different tokenizers, the rows of each lane, the anchor's (which has the same
+                ``segments``) first; T is then that of the shard's lane.
 
         Raises: StepOrderError, UnknownSessionError, ShapeMismatchError, InvalidRequestError.
         """
         started = time.perf_counter()
-        segments = tuple(segments)
-        call = (step_id, point, segments)
+        lanes = tuple(lanes) or (Lane(tuple(segments), ()),)
+        call = (step_id, point, lanes)
         if self._latest is not None and self._latest[0] == call:
             return self._latest[1]
-        batch = self._begin(step_id, segments) if point == 0 else self._continue(step_id, point, segments)
-        sessions = [self._session(segment.session_id) for segment in segments]
-        num_rows = sum(segment.num_rows for segment in segments)
+        batch = self._begin(step_id, lanes) if point == 0 else self._continue(step_id, point, lanes)
+        sessions = [self._session(segment.session_id) for segment in lanes[0].segments]
+        num_rows = lanes[0].num_rows
         metrics = self._backend.running_metrics
         name = self._backend.plan.points[point].name
         want_metrics = metrics.count(name, num_rows)
         try:
             with torch.inference_mode():
-                output = fuse_by_stack(point, segments, sessions, states, want_metrics)
+                output = fuse_by_stack(point, lanes, sessions, states, want_metrics)
                 if output.metrics:
                     metrics.add(name, output.metrics, num_rows)
         except FusionError as error:
@@ -122,8 +132,9 @@ class FusionStream:
         batch.next_point = point + 1
         self._batch, self._last_step_id = batch, step_id
         if batch.next_point == len(self._backend.plan.points):
-            for segment, session in zip(segments, sessions, strict=True):
-                session.length = segment.position + segment.num_rows
+            for index, lane in enumerate(lanes):
+                for segment in lane.segments:
+                    self._sessions[segment.session_id].lengths[index] = segment.position + segment.num_rows
         result = FusedStates(output.states, Timings(compute_s=time.perf_counter() - started))
         self._latest = (call, result)
         return result
@@ -159,17 +170,24 @@ class FusionStream:
             raise translated(error) from error
         return log_weights_RS
 
-    def crop(self, session_id: str, length: int) -> None:
+    def crop(self, session_id: str, length: int, lane_lengths: Sequence[int] = ()) -> None:
         """Forget positions from ``length`` on, and the batch under way if the session is in it.
+
+        Args:
+            lane_lengths: those of the lanes behind the anchor's, where there are any.
 
         Raises: UnknownSessionError; InvalidRequestError if the session is shorter.
         """
         session = self._session(session_id)
-        if not 0 <= length <= session.length:
+        lengths = [length, *lane_lengths]
+        if len(lengths) != len(session.lengths):
             raise InvalidRequestError(
-                f"crop {session_id!r}: got length {length}, expected 0 to {session.length}"
+                f"crop {session_id!r}: got lengths for {len(lengths)} lanes, expected {len(session.lengths)}"
             )
-        session.crop(length)
+        for got, held in zip(lengths, session.lengths, strict=True):
+            if not 0 <= got <= held:
+                raise InvalidRequestError(f"crop {session_id!r}: got length {got}, expected 0 to {held}")
+        session.crop(lengths)
         self._abandon({session_id})
 
     def close(self, session_ids: Sequence[str]) -> None:
@@ -185,7 +203,9 @@ class FusionStream:
 
     def _abandon(self, session_ids: set[str]) -> None:
         self._latest = None
-        if self._batch is not None and any(s.session_id in session_ids for s in self._batch.segments):
+        if self._batch is not None and any(
+            s.session_id in session_ids for s in self._batch.lanes[0].segments
+        ):
             self._batch = None
 
     def _session(self, session_id: str) -> FusionSession:
@@ -194,30 +214,23 @@ class FusionStream:
             raise UnknownSessionError(f"fusion: no session {session_id!r}: never opened here, or closed")
         return session
 
-    def _begin(self, step_id: int, segments: tuple[Segment, ...]) -> _Batch:
+    def _begin(self, step_id: int, lanes: tuple[Lane, ...]) -> _Batch:
         if step_id <= self._last_step_id:
             raise StepOrderError(
                 f"fuse: got step {step_id} at point 0, expected one after {self._last_step_id}"
             )
         if not self._backend.plan.points:
             raise InvalidRequestError("fuse: got point 0, but the plan has no fusion points")
-        if not segments:
+        if not lanes[0].segments:
             raise InvalidRequestError("fuse: got no segments, expected at least one")
-        if len({segment.session_id for segment in segments}) != len(segments):
-            raise InvalidRequestError("fuse: got two segments of one session, expected each session once")
-        for segment in segments:
-            if segment.num_rows < 1:
-                raise InvalidRequestError(
-                    f"fuse: session {segment.session_id!r}: got {segment.num_rows} rows, expected at least 1"
-                )
-            length = self._session(segment.session_id).length
-            if segment.position != length:
-                raise StepOrderError(
-                    f"fuse: session {segment.session_id!r}: got position {segment.position}, expected {length}"
-                )
-        return _Batch(step_id, segments)
+        check_lanes(
+            lanes,
+            self._backend.plan.num_lanes,
+            {s.session_id: self._session(s.session_id).lengths for s in lanes[0].segments},
+        )
+        return _Batch(step_id, lanes)
 
-    def _continue(self, step_id: int, point: int, segments: tuple[Segment, ...]) -> _Batch:
+    def _continue(self, step_id: int, point: int, lanes: tuple[Lane, ...]) -> _Batch:
         num_points = len(self._backend.plan.points)
         if not 0 <= point < num_points:
             raise InvalidRequestError(f"fuse: got point {point}, expected one below {num_points}")
@@ -227,7 +240,7 @@ class FusionStream:
             if batch is not None and batch.next_point < num_points:
                 expected = f"point {batch.next_point} of step {batch.step_id}, or a new step"
             raise StepOrderError(f"fuse: got point {point} of step {step_id}, expected {expected}")
-        if batch.segments != segments:
+        if batch.lanes != lanes:
             raise StepOrderError(
                 f"fuse: got other segments at point {point} than at point 0 of step {step_id}"
             )
