@@ -66,7 +66,7 @@ class _Histories:
         self._shard = shard
         self._states_TF = states_TF
         self._whole = caches is None
-        self._parts = states_TF.split(rows.row_counts)
+        self._parts = torch.split(states_TF, [*rows.row_counts])
         if caches is not None:
             lane = alignment.lane_of[shard]
             self._parts = tuple(
@@ -94,7 +94,7 @@ class _Histories:
                     part.index_select(0, seen.clamp_min(0))
                     if part.shape[0]
                     else part.new_zeros(len(seen), part.shape[1])
-                    for part, seen in zip(self._parts, seen_T.split(rows.row_counts), strict=True)
+                    for part, seen in zip(self._parts, torch.split(seen_T, [*rows.row_counts]), strict=True)
                 ]
             )
         return found_TF.masked_fill((seen_T < 0)[:, None], 0.0)

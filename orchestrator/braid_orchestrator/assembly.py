@@ -8,10 +8,10 @@ from itertools import pairwise
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
 from braid_orchestrator.config.values import BraidConfig, PointConfig
 from braid_orchestrator.engine.engine import Engine
+from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
 from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
-from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidService
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ShardCard
@@ -64,12 +64,13 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
     try:
         plan = resolve_plan(config, [shard.card for shard in shards])
         fusion.prepare(plan)
-        text = TextCodec(shards[plan.anchor].tokenizer_json())
+        lanes = Lanes(plan, [shard.card for shard in shards], lambda shard: shards[shard].tokenizer_json())
         max_message_bytes = min(shard.max_message_bytes for shard in config.shards)
         texts = [
-            ShardText(shard.card, TextCodec(shard.tokenizer_json()), shard.chat_format()) for shard in shards
+            ShardText(shard.card, lanes.codec(index), shard.chat_format())
+            for index, shard in enumerate(shards)
         ]
-        engine = Engine(config.name, shards, fusion, plan, text, config.limits, max_message_bytes)
+        engine = Engine(config.name, shards, fusion, plan, lanes, config.limits, max_message_bytes)
     except BaseException:
         for shard in shards:
             shard.shutdown()
@@ -88,12 +89,6 @@ def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:
     if config.anchor not in names:
         raise ConfigError(f"anchor: got {config.anchor!r}, expected one of {', '.join(names)}")
     anchor = names.index(config.anchor)
-    for card in cards:
-        if card.tokenizer_hash != cards[anchor].tokenizer_hash:
-            raise ConfigError(
-                f"shards.{card.name}: its tokenizer ({card.tokenizer_hash[:12]}) is not that of the anchor "
-                f"{config.anchor!r} ({cards[anchor].tokenizer_hash[:12]}); expected shards of one tokenizer"
-            )
     points = sorted(
         (_resolve_point(index, point, cards, anchor) for index, point in enumerate(config.points)),
         key=lambda point: point.layers[anchor],

@@ -193,7 +193,7 @@ class AttentionFusion(FusionStrategy):
         blind_n1 = hidden_nm.all(-1, keepdim=True)
         scores_Hnm = torch.cat(scores, dim=-1).masked_fill(hidden_nm & ~blind_n1, -torch.inf)
         mass_Hnm = scores_Hnm.softmax(-1).masked_fill(blind_n1, 0.0)
-        mass = mass_Hnm.split([keys[i].shape[0] for i in others], dim=-1)
+        mass = torch.split(mass_Hnm, [keys[i].shape[0] for i in others], dim=-1)
         out_HnK = query_HnK.new_zeros(query_HnK.shape)
         for i, share in zip(others, mass, strict=True):
             out_HnK = out_HnK + share @ values[i].transpose(0, 1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.config.values import LimitsConfig
 from braid_orchestrator.engine.intake import Intake
+from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.lockstep import LockStep
 from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest
@@ -22,7 +23,6 @@ from braid_orchestrator.engine.roster import Roster
 from braid_orchestrator.engine.rounds import Rounds
 from braid_orchestrator.engine.scheduler import Scheduler
 from braid_orchestrator.engine.sessions import BRAIDED, Request, Sequence, Sink
-from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.engine.trace import StepTrace
 from braid_rpc.cards import ShardCard
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
@@ -61,26 +61,26 @@ class Engine:
         shards: Many[Shard],
         fusion: Fusion,
         plan: BraidPlan,
-        text: TextCodec,
+        lanes: Lanes,
         limits: LimitsConfig,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         """``max_message_bytes`` is what fits into one message of any shard."""
         self.name = name
         self.plan = plan
-        self.text = text
+        self.text = lanes.anchor
         self._shards = shards
         self._fusion = fusion
         self._limits = limits
-        self._intake = Intake(plan, [shard.card for shard in shards], text, limits)
+        self._intake = Intake(plan, [shard.card for shard in shards], lanes, limits)
         row_bytes = 4 * max(shard.vocab_size + shard.width for shard in plan.shards)
         self._scheduler = Scheduler(limits, max(1, (max_message_bytes - _ENVELOPE_BYTES) // row_bytes))
-        lockstep = LockStep(shards, fusion, plan)
+        lockstep = LockStep(shards, fusion, plan, lanes)
         self._rounds = Rounds(
             self._scheduler,
             lockstep,
             Roster(shards, fusion, plan, lockstep),
-            text,
+            lanes,
             limits,
             [shard.name for shard in plan.shards],
             self._forget,
@@ -99,7 +99,7 @@ class Engine:
 
     @property
     def context_length(self) -> int:
-        """Tokens that every shard can hold."""
+        """The anchor's tokens that it, and every shard of its tokenizer, can hold."""
         return self._intake.context_length(BRAIDED)
 
     @property

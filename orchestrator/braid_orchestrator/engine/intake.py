@@ -9,6 +9,7 @@ from collections.abc import Sequence as Many
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.config.values import LimitsConfig
+from braid_orchestrator.engine.lanes import Lanes, WovenText
 from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest
 from braid_orchestrator.engine.sessions import (
     BRAIDED,
@@ -29,19 +30,16 @@ _MAX_LOGIT_BYTES = 16 * 2**20
 class Intake:
     """Knows the shards' names, vocabularies and context lengths."""
 
-    def __init__(
-        self, plan: BraidPlan, cards: Many[ShardCard], text: TextCodec, limits: LimitsConfig
-    ) -> None:
+    def __init__(self, plan: BraidPlan, cards: Many[ShardCard], lanes: Lanes, limits: LimitsConfig) -> None:
         self._plan = plan
         self._cards = cards
-        self._text = text
+        self._lanes = lanes
         self._limits = limits
-        self._eos_token_ids = frozenset(cards[plan.anchor].eos_token_ids)
 
     def context_length(self, route: int) -> int:
-        """Tokens that every shard of the route can hold."""
-        cards = self._cards if route == BRAIDED else [self._cards[route]]
-        return min(card.context_length for card in cards)
+        """Tokens that every shard of the route can hold; where they have different tokenizers, those that have the
+        anchor's, in its tokens."""
+        return min(card.context_length for card in self._cards_of(route))
 
     def generation(self, asked: GenerateRequest, request_id: str, sink: Sink) -> list[Sequence]:
         """One sequence per choice. Raises: InvalidRequestError, ContextLengthError, UnknownShardError."""
@@ -55,10 +53,11 @@ class Intake:
         self._check_token_ids("stop_token_ids", asked.sampling.stop_token_ids, route)
         prompt = self._encode(asked.prompt, route).token_ids
         self._check_length(len(prompt), asked.sampling.max_tokens, route)
+        woven = self._weave(prompt, route)
         request = Request(request_id, sink, asked.n, len(prompt), self._timeout_s(asked.timeout_s))
         return [
             GeneratedSequence.begin(
-                request, index, route, prompt, asked.sampling, self._text, self._eos_token_ids
+                request, index, route, prompt, asked.sampling, self._codec(route), self._eos(route), woven
             )
             for index in range(asked.n)
         ]
@@ -76,8 +75,9 @@ class Intake:
             index=0,
             route=route,
             token_ids=list(encoded.token_ids),
+            woven=self._weave(encoded.token_ids, route),
             max_rows=max(1, _MAX_LOGIT_BYTES // (4 * vocab_size)),
-            num_bytes=self._scored_bytes(asked.prompt, encoded),
+            num_bytes=self._scored_bytes(asked.prompt, encoded, self._codec(route)),
             num_top=asked.top_logprobs,
         )
 
@@ -99,7 +99,7 @@ class Intake:
     def _encode(self, prompt: str | tuple[int, ...], route: int) -> Encoded:
         if isinstance(prompt, str):
             self._check_characters(prompt, route)
-            encoded = self._text.encode(prompt)
+            encoded = self._codec(route).encode(prompt)
             if not encoded.token_ids:
                 raise InvalidRequestError("prompt: got a text without any token, expected at least one")
             return encoded
@@ -108,7 +108,7 @@ class Intake:
 
     def _check_characters(self, prompt: str, route: int) -> None:
         """Refuse what can't fit before it is tokenized, which takes seconds for some megabytes."""
-        limit, longest = self.context_length(route), self._text.longest_token
+        limit, longest = self.context_length(route), self._codec(route).longest_token
         if len(prompt) > limit * longest:
             raise ContextLengthError(
                 f"prompt: got {len(prompt)} characters, expected at most {limit * longest}: "
@@ -116,7 +116,7 @@ class Intake:
             )
 
     def _check_token_ids(self, name: str, token_ids: object, route: int) -> None:
-        cards = self._cards if route == BRAIDED else [self._cards[route]]
+        cards = self._cards_of(route)
         size = min(card.vocab_size for card in cards)
         for token_id in token_ids:  # type: ignore[attr-defined]
             if not 0 <= token_id < size:
@@ -128,7 +128,7 @@ class Intake:
         limit = self.context_length(route)
         if prompt_tokens + max_tokens <= limit:
             return
-        cards = self._cards if route == BRAIDED else [self._cards[route]]
+        cards = self._cards_of(route)
         tightest = min(cards, key=lambda card: card.context_length)
         if prompt_tokens >= limit:
             got, expected = f"prompt: got {prompt_tokens} tokens", f"fewer than {limit}"
@@ -141,9 +141,34 @@ class Intake:
         limit = self._limits.request_timeout_s
         return limit if asked_s is None else min(asked_s, limit)
 
-    def _scored_bytes(self, prompt: str | tuple[int, ...], encoded: Encoded) -> int:
+    def _weave(self, token_ids: tuple[int, ...], route: int) -> WovenText | None:
+        """What shards with other tokenizers read. Raises: ContextLengthError if one can't hold it."""
+        woven = self._lanes.weave(token_ids) if route == BRAIDED else None
+        if woven is not None and woven.is_full:
+            for card, lane in zip(self._cards, self._lanes.lane_of, strict=True):
+                if lane > 0 and woven.num_tokens(lane) > card.context_length:
+                    raise ContextLengthError(
+                        f"prompt: got {woven.num_tokens(lane)} tokens in the tokenizer of shard {card.name!r}, "
+                        f"expected at most {card.context_length}"
+                    )
+        return woven
+
+    def _cards_of(self, route: int) -> Many[ShardCard]:
+        """The shards that take a route's token ids as they are."""
+        if route != BRAIDED:
+            return [self._cards[route]]
+        return [card for card, lane in zip(self._cards, self._lanes.lane_of, strict=True) if lane == 0]
+
+    def _codec(self, route: int) -> TextCodec:
+        return self._lanes.anchor if route == BRAIDED else self._lanes.codec(route)
+
+    def _eos(self, route: int) -> frozenset[int]:
+        return frozenset(self._cards[self._plan.anchor if route == BRAIDED else route].eos_token_ids)
+
+    @staticmethod
+    def _scored_bytes(prompt: str | tuple[int, ...], encoded: Encoded, codec: TextCodec) -> int:
         """UTF-8 length of what has a log-probability: the text behind the first token."""
         if isinstance(prompt, str):
             return len(prompt[encoded.offsets[0][1] :].encode())
-        whole = self._text.decode(prompt, keep_special_tokens=True)
-        return len(whole.encode()) - len(self._text.token_name(prompt[0]).encode())
+        whole = codec.decode(prompt, keep_special_tokens=True)
+        return len(whole.encode()) - len(codec.token_name(prompt[0]).encode())

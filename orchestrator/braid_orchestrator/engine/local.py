@@ -16,7 +16,7 @@ from torch import Tensor
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult
 from braid_rpc.cards import ChatFormat, ShardCard
-from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep
+from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep
 from braid_services.fusion.backend import FusionBackend, FusionStream
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.stream import ShardStream
@@ -109,10 +109,15 @@ class LocalFusion:
         return self._open_stream.open(session_ids, version)
 
     def fuse(
-        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+        self,
+        step_id: int,
+        point: int,
+        segments: Sequence[Segment],
+        states: Sequence[Tensor],
+        lanes: Sequence[Lane] = (),
     ) -> FuseResult:
         """See `ports.Fusion`."""
-        result = self._open_stream.fuse(step_id, point, segments, states)
+        result = self._open_stream.fuse(step_id, point, segments, states, lanes)
         return FuseResult(result.states, result.timings)
 
     def read_out(

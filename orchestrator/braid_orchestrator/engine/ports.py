@@ -16,7 +16,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_rpc.cards import ChatFormat, ShardCard
-from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
+from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep, Timings
 
 
 class Shard(Protocol):
@@ -80,9 +80,15 @@ class Fusion(Protocol):
         """Open sessions on a version of the weights (empty: the active one); returns the one that they keep."""
 
     def fuse(
-        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+        self,
+        step_id: int,
+        point: int,
+        segments: Sequence[Segment],
+        states: Sequence[Tensor],
+        lanes: Sequence[Lane] = (),
     ) -> FuseResult:
-        """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``."""
+        """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``. Where shards
+        have different tokenizers, ``lanes`` tells the rows of each, and T is that of the shard's."""
 
     def read_out(
         self, step_id: int, session_ids: Sequence[str], hidden: Sequence[Tensor], features: Tensor

@@ -16,8 +16,9 @@ from braid_orchestrator.engine.ports import FuseResult
 from braid_rpc.cards import PROTOCOL_VERSION, ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ProtocolVersionError, UnavailableError
 from braid_rpc.fusion_client import FusionClient
+from braid_rpc.fusion_messages import lanes_to_proto
 from braid_rpc.shard_client import ShardClient
-from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep, Timings
+from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep, Timings
 from braid_rpc.stream_client import FusionStreamClient, ShardStreamClient
 from braid_rpc.v1 import fusion_pb2, shard_pb2, tensor_pb2
 from braid_services.tensors import decode_torch, encode_torch, put_torch
@@ -193,7 +194,12 @@ class RemoteFusion:
         return str(self._call(fusion_pb2.FusionRequest(open=message)).opened.version)
 
     def fuse(
-        self, step_id: int, point: int, segments: Sequence[Segment], states: Sequence[Tensor]
+        self,
+        step_id: int,
+        point: int,
+        segments: Sequence[Segment],
+        states: Sequence[Tensor],
+        lanes: Sequence[Lane] = (),
     ) -> FuseResult:
         """See `ports.Fusion`."""
         started = time.perf_counter()
@@ -202,6 +208,8 @@ class RemoteFusion:
         message.step_id = step_id
         message.point = point
         message.segments.extend(_segments(segments))
+        if lanes:
+            message.lanes.extend(lanes_to_proto(lanes))
         for state in states:
             put_torch(state, message.states.add())
         encode_s = time.perf_counter() - started

@@ -6,9 +6,9 @@ import logging
 
 import torch
 
-from braid_orchestrator.engine.lockstep import Scores
+from braid_orchestrator.engine.packing import Work
+from braid_orchestrator.engine.readout import Scores
 from braid_orchestrator.engine.requests import Event, Finished, ScoreResult, TopLogprob
-from braid_orchestrator.engine.scheduler import Work
 from braid_orchestrator.engine.sessions import GeneratedSequence, Request, ScoredSequence
 from braid_orchestrator.engine.text import TextCodec
 from braid_rpc.errors import BraidError

@@ -31,8 +31,10 @@ class Roster:
         opened: list[Shard | Fusion] = []
         try:
             for index in self._route(sequence):
-                end_layer = self._lockstep.end_layer(index) if sequence.route == BRAIDED else 0
-                self._shards[index].open([OpenSession(sequence.session_id, sequence.room, end_layer)])
+                braided = sequence.route == BRAIDED
+                end_layer = self._lockstep.end_layer(index) if braided else 0
+                room = sequence.room(self._plan.lane_of[index] if braided else 0)
+                self._shards[index].open([OpenSession(sequence.session_id, room, end_layer)])
                 opened.append(self._shards[index])
             if self._uses_fusion(sequence):
                 sequence.weights_version = self._fusion.open([sequence.session_id], sequence.weights_version)
@@ -51,6 +53,7 @@ class Roster:
         ids = [s.session_id for s in closing if self._uses_fusion(s)]
         if ids:
             self._fusion.close(ids)
+        self._lockstep.forget(sequence.session_id for sequence in closing)
         for sequence in closing:
             sequence.session_id = ""
 
@@ -65,6 +68,7 @@ class Roster:
         for shard in self._shards:
             shard.reconnect()
         self._fusion.reconnect()
+        self._lockstep.forget_all()
 
     def _route(self, sequence: Sequence) -> list[int]:
         return self._lockstep.braided_shards() if sequence.route == BRAIDED else [sequence.route]

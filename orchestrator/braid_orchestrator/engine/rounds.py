@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from braid_orchestrator.config.values import LimitsConfig
-from braid_orchestrator.engine.lockstep import LockStep, Scores
+from braid_orchestrator.engine.lanes import Lanes
+from braid_orchestrator.engine.lockstep import LockStep
+from braid_orchestrator.engine.packing import Work, pack
+from braid_orchestrator.engine.readout import Scores
 from braid_orchestrator.engine.reporting import emit, fail, report
 from braid_orchestrator.engine.requests import Started
 from braid_orchestrator.engine.roster import Roster
-from braid_orchestrator.engine.scheduler import Scheduler, Work, pack
+from braid_orchestrator.engine.scheduler import Scheduler
 from braid_orchestrator.engine.sessions import BRAIDED, GeneratedSequence, Request, Sequence
 from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.engine.trace import StepTrace
@@ -45,7 +48,7 @@ class Rounds:
         scheduler: Scheduler,
         lockstep: LockStep,
         roster: Roster,
-        text: TextCodec,
+        lanes: Lanes,
         limits: LimitsConfig,
         shard_names: list[str],
         on_ended: Callable[[Request], None],
@@ -59,7 +62,7 @@ class Rounds:
         self._scheduler = scheduler
         self._lockstep = lockstep
         self._roster = roster
-        self._text = text
+        self._lanes = lanes
         self._limits = limits
         self._shard_names = shard_names
         self._on_ended = on_ended
@@ -145,7 +148,7 @@ class Rounds:
             row = rows.stop
             before = sequence.request.completion_tokens
             try:
-                finished = report(work, scores, rows, self._shard_names, self._text)
+                finished = report(work, scores, rows, self._shard_names, self._codec(sequence))
             except Exception as error:  # noqa: BLE001 - what one request brought about is that request's
                 if not isinstance(error, BraidError):
                     _log.exception("request %s failed", sequence.request.request_id)
@@ -155,6 +158,9 @@ class Rounds:
             if finished:
                 done.append(sequence)
         self._retire(done)
+
+    def _codec(self, sequence: Sequence) -> TextCodec:
+        return self._lanes.anchor if sequence.route == BRAIDED else self._lanes.codec(sequence.route)
 
     def _open(self, sequence: Sequence) -> bool:
         """Open a waiting sequence's sessions. False: not now, or (then it is gone from the queue) never."""

@@ -8,38 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-
-import torch
 
 from braid_orchestrator.config.values import LimitsConfig
-from braid_orchestrator.engine.lockstep import PackedBatch
+from braid_orchestrator.engine.packing import Work
 from braid_orchestrator.engine.sessions import ScoredSequence, Sequence
 from braid_rpc.errors import QueueFullError
-from braid_rpc.steps import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The next ``num_rows`` tokens of a sequence; logits are wanted at ``logit_rows`` of them."""
-
-    sequence: Sequence
-    num_rows: int
-    logit_rows: range
-
-
-def pack(works: Iterable[Work]) -> PackedBatch:
-    """The works' rows one after the other."""
-    segments: list[Segment] = []
-    token_ids: list[int] = []
-    logit_rows: list[int] = []
-    for work in works:
-        sequence = work.sequence
-        begin = sequence.num_cached
-        segments.append(Segment(sequence.session_id, begin, work.num_rows))
-        logit_rows.extend(len(token_ids) + row for row in work.logit_rows)
-        token_ids.extend(sequence.token_ids[begin : begin + work.num_rows])
-    return PackedBatch(tuple(segments), torch.tensor(token_ids, dtype=torch.int64), tuple(logit_rows))
 
 
 class Scheduler:
@@ -115,10 +88,11 @@ class Scheduler:
                 most = min(most, sequence.max_rows, logit_budget)
             if most <= 0:
                 continue
+            most, largest = sequence.fitting_rows(most, budget)
             rows = sequence.wanted_rows(most)
             if len(rows) > logit_budget:
                 continue
             works.append(Work(sequence, most, rows))
-            budget -= most
+            budget -= largest
             logit_budget -= len(rows)
         return works

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from braid_orchestrator.engine.lanes import WovenText
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
@@ -78,7 +79,8 @@ class Request:
 @dataclass(eq=False)
 class Sequence:
     """Tokens of one choice. ``num_cached`` of them are in the shards' caches; the rest is to be run.
-    ``weights_version`` is the one it started with, and keeps when it has to start again."""
+    ``weights_version`` is the one it started with, and keeps when it has to start again. ``woven`` holds what
+    shards with other tokenizers read, where there are any."""
 
     request: Request
     index: int
@@ -88,16 +90,23 @@ class Sequence:
     num_cached: int = 0
     num_recoveries: int = 0
     weights_version: str = ""
+    woven: WovenText | None = None
 
     def renew_session(self) -> None:
         """A new name for new sessions on all shards: nothing is cached there yet."""
         self.session_id = f"{self.request.request_id}.{self.index}.{next(_incarnations)}"
         self.num_cached = 0
 
-    @property
-    def room(self) -> int:
-        """Tokens to make room for when its sessions are opened."""
-        return len(self.token_ids)
+    def room(self, lane: int) -> int:
+        """Tokens to make room for in a lane's shards when its sessions are opened."""
+        return len(self.token_ids) if lane == 0 or self.woven is None else self.woven.num_tokens(lane)
+
+    def fitting_rows(self, num_rows: int, max_rows: int) -> tuple[int, int]:
+        """How many of the next rows there can be with at most ``max_rows`` in any lane (one at least), and how many
+        that makes in the largest."""
+        if self.woven is None:
+            return num_rows, num_rows
+        return self.woven.fitting_rows(self.num_cached, num_rows, max_rows)
 
     @property
     def num_pending(self) -> int:
@@ -130,6 +139,7 @@ class GeneratedSequence(Sequence):
         options: SamplingOptions,
         codec: TextCodec,
         eos_token_ids: frozenset[int],
+        woven: WovenText | None = None,
     ) -> GeneratedSequence:
         """Choice ``index`` of a request, before its first step."""
         return cls(
@@ -137,6 +147,7 @@ class GeneratedSequence(Sequence):
             index=index,
             route=route,
             token_ids=list(prompt_ids),
+            woven=None if woven is None else woven.copy(),
             sampler=Sampler(options, prompt_ids, eos_token_ids, index),
             options=options,
             decoder=IncrementalDecoder(codec, prompt_ids),
@@ -144,10 +155,9 @@ class GeneratedSequence(Sequence):
             eos_token_ids=eos_token_ids,
         )
 
-    @property
-    def room(self) -> int:
+    def room(self, lane: int) -> int:
         """All that there are, and the next."""
-        return len(self.token_ids) + 1
+        return super().room(lane) + 1
 
     def wanted_rows(self, num_rows: int) -> range:
         """Only the last token's logits, and only once nothing is pending behind it."""
@@ -158,6 +168,8 @@ class GeneratedSequence(Sequence):
     ) -> tuple[TokenEvent, ChoiceFinished | None]:
         """Append a picked token; says what to report and whether this ends the choice."""
         self.token_ids.append(pick.token_id)
+        if self.woven is not None:
+            self.woven.push(pick.token_id)
         self.num_generated += 1
         self.request.note_token()
         text = self.decoder.push(pick.token_id)
@@ -184,7 +196,7 @@ class GeneratedSequence(Sequence):
             reason = "stop"
         elif token_id in self.options.stop_token_ids:
             reason, stop_reason = "stop", token_id
-        elif self.num_generated >= self.options.max_tokens:
+        elif self.num_generated >= self.options.max_tokens or (self.woven is not None and self.woven.is_full):
             reason = "length"
         else:
             return None

@@ -18,6 +18,8 @@ from braid_rpc.errors import ConfigError, InvalidRequestError
 # How many tokens of the prompt are decoded along with the first new ones, so that spacing comes out right.
 _CONTEXT_TOKENS = 5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# No character takes more tokens than this; what is held back longer is no character.
+_MAX_HELD_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,23 @@ class IncrementalDecoder:
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._emitted = len(self._codec.decode(self._window))
         self._num_settled = len(self._window)
+        self.is_within_character = False
+        """Whether the tokens so far end with a part of a character, which was not given out."""
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token."""
         self._window.append(token_id)
         text = self._codec.decode(self._window)
-        if len(text) <= self._emitted or text.endswith(_REPLACEMENT):
-            return ""
-        return self._advance(text)
+        is_open = text.endswith(_REPLACEMENT) and len(self._window) - self._num_settled < _MAX_HELD_TOKENS
+        self.is_within_character = is_open and len(text) > self._emitted
+        return "" if is_open or len(text) <= self._emitted else self._advance(text)
+
+    def copy(self) -> IncrementalDecoder:
+        """The same, to go on differently."""
+        twin = IncrementalDecoder(self._codec, ())
+        twin._window, twin._emitted = [*self._window], self._emitted
+        twin._num_settled, twin.is_within_character = self._num_settled, self.is_within_character
+        return twin
 
     def flush(self) -> str:
         """What is left at the end, half characters as U+FFFD."""

@@ -11,6 +11,7 @@ from braid_fusion.plan import BraidPlan, PlanShard
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.config.values import LimitsConfig
 from braid_orchestrator.engine.engine import Engine
+from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
@@ -20,7 +21,6 @@ from braid_orchestrator.engine.requests import (
     ScoreResult,
     TokenEvent,
 )
-from braid_orchestrator.engine.text import TextCodec
 from braid_rpc.errors import BraidError
 from braid_services.fusion.backend import FusionBackend
 from braid_services.shard.backend import ShardBackend
@@ -44,9 +44,11 @@ class InProcessBraid:
         plan = stack.plan
         fusion = LocalFusion(FusionBackend.from_stack(stack))
         fusion.prepare(plan)
-        text = TextCodec(backends[plan.anchor].tokenizer_json())
+        lanes = Lanes(
+            plan, [backend.card for backend in backends], lambda shard: backends[shard].tokenizer_json()
+        )
         self._engine = Engine(
-            name, [LocalShard(backend) for backend in backends], fusion, plan, text, LimitsConfig()
+            name, [LocalShard(backend) for backend in backends], fusion, plan, lanes, LimitsConfig()
         )
         self._engine.start()
         self.stop = weakref.finalize(self, self._engine.stop)

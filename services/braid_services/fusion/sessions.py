@@ -17,7 +17,7 @@ from braid_fusion.point import PointOutput
 from braid_fusion.row_cache import RowCache
 from braid_fusion.stack import FusionStack
 from braid_rpc.errors import ShapeMismatchError
-from braid_rpc.steps import Lane
+from braid_rpc.steps import Lane, Segment
 
 
 @dataclass(slots=True)
@@ -77,16 +77,16 @@ def fuse_by_stack(
         context = _context(
             stack, point, [lane for lane, _ in parts], [s for s in sessions if s.stack is stack], want_metrics
         )
-        rows = [parts[lane][1] for lane in lane_of]
+        rows_T = [parts[lane][1] for lane in lane_of]
         output = stack.fuse(
-            point, [state.index_select(0, own) for state, own in zip(states, rows, strict=True)], context
+            point, [state.index_select(0, own) for state, own in zip(states, rows_T, strict=True)], context
         )
         for shard, part in enumerate(output.states):
             if part is not None:
                 whole = injected[shard]
                 if whole is None:
                     injected[shard] = whole = torch.empty_like(states[shard])
-                whole.index_copy_(0, rows[shard], part)
+                whole.index_copy_(0, rows_T[shard], part)
     return PointOutput(injected, output.metrics)
 
 
@@ -158,7 +158,9 @@ def _rows(lane: Lane, session_ids: list[str], index: int, sessions: Sequence[Fus
 
 def _part(lane: Lane, session_ids: set[str]) -> tuple[Lane, Tensor]:
     """The rows of some sessions, and where they stand among all."""
-    segments, rows, start = [], [], 0
+    segments: list[Segment] = []
+    rows: list[int] = []
+    start = 0
     for segment in lane.segments:
         if segment.session_id in session_ids:
             segments.append(segment)
