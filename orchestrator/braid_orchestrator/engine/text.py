@@ -13,6 +13,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from braid_orchestrator.engine.token_bytes import bytes_of_piece
 from braid_rpc.errors import ConfigError, InvalidRequestError
 
 # How many tokens of the prompt are decoded along with the first new ones, so that spacing comes out right.
@@ -71,6 +72,16 @@ class TextCodec:
     def token_name(self, token_id: int) -> str:
         """The text of one token on its own, special tokens by their name."""
         return self.decode([token_id], keep_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> list[int] | None:
+        """The UTF-8 bytes of one token's text, also where they are but a part of a character; None if the tokenizer
+        doesn't tell."""
+        name = self.token_name(token_id)
+        piece = self._tokenizer.id_to_token(token_id) or ""
+        if _REPLACEMENT in name:
+            return bytes_of_piece(piece)
+        # Decoders drop the space before a text's first word.
+        return [*(" " + name if piece.startswith("▁") and not name.startswith(" ") else name).encode()]
 
 
 class IncrementalDecoder:

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from fastapi import FastAPI, HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from braid_orchestrator.http.chat import chat_routes
 from braid_orchestrator.http.completions import completion_routes
 from braid_orchestrator.http.errors import install_error_handlers
 from braid_orchestrator.http.native import native_routes
 from braid_orchestrator.http.operations import operation_routes
+from braid_orchestrator.http.tokenizing import tokenizing_routes
 from braid_orchestrator.serving.port import BraidPort
 
 _ABOUT = """Several language models run in lock step, exchange hidden states, and answer as one.
 
 `POST /generate` tells all there is to tell (each shard's weight in every token, timings); `/v1/completions`
-speaks what other completion services speak. Errors are `{"error": {"message", "type", "param", "code"}}`.
+and `/v1/chat/completions` speak what other completion services speak. Errors are
+`{"error": {"message", "type", "param", "code"}}`.
 """
 MAX_BODY_BYTES = 16 * 2**20
 
@@ -34,6 +37,8 @@ def create_app(
     install_error_handlers(app)
     app.include_router(native_routes(get_service))
     app.include_router(completion_routes(get_service))
+    app.include_router(chat_routes(get_service))
+    app.include_router(tokenizing_routes(get_service))
     app.include_router(operation_routes(get_service, render_metrics))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app

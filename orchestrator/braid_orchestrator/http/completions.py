@@ -14,11 +14,11 @@ from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Finished,
     GenerateRequest,
-    ScoreRequest,
     Started,
     TokenEvent,
 )
 from braid_orchestrator.http.collecting import finite
+from braid_orchestrator.http.echoing import echo_of, top_logprobs_of
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.merging import merge
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
@@ -28,14 +28,14 @@ from braid_orchestrator.http.openai_schemas import (
     CompletionOut,
     CompletionUsageOut,
     LogprobsOut,
+    check_stream_options,
 )
-from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
+from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.model_selection import select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError, InvalidRequestError
 
 _MAX_PROMPTS = 64
-_DONE = b"data: [DONE]\n\n"
 
 
 def completion_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
@@ -64,6 +64,7 @@ class _Call:
     def __init__(self, service: BraidPort, body: CompletionBody) -> None:
         shards = [shard.name for shard in service.describe().shards]
         use_braiding, shard = select_model(body.model, None, None, braid=service.name, shards=shards)
+        check_stream_options(body.stream, body.stream_options)
         if body.best_of is not None and body.best_of != body.n:
             raise InvalidRequestError(
                 f"best_of: got {body.best_of}, expected the same as n ({body.n}) or nothing"
@@ -79,6 +80,7 @@ class _Call:
         if self._only_echo:
             sampling = replace(sampling, max_tokens=1, min_tokens=0)
         self._service = service
+        self._text = service.text(shard)
         self._body = body
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -117,13 +119,20 @@ class _Call:
             yield sse(error_body(error))
         except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
             yield sse(error_body(internal_error(error)))
-        yield _DONE
+        yield DONE
 
     async def _pieces(self, position: int) -> AsyncGenerator[CompletionChoiceOut | None, None]:
         request, base = self._requests[position], position * self._body.n
         if self._body.echo:
-            for piece in await self._echo(request, base):
-                yield piece
+            echo = await echo_of(self._service, request, self._body.logprobs)
+            if self._only_echo:
+                self._prompt_tokens += echo.num_tokens
+            for index in range(base, base + self._body.n):
+                self._offsets[index] = len(echo.text)
+                reason = "length" if self._only_echo else None
+                yield CompletionChoiceOut(
+                    index=index, text=echo.text, logprobs=echo.logprobs, finish_reason=reason
+                )
         if self._only_echo:
             return
         async with aclosing(as_generator(self._service.generate(request))) as events:
@@ -147,50 +156,22 @@ class _Call:
                         self._prompt_tokens += event.prompt_tokens
                         self._completion_tokens += event.completion_tokens
 
-    async def _echo(self, request: GenerateRequest, base: int) -> list[CompletionChoiceOut]:
-        """The prompt as the first piece of each choice, scored if that is asked for."""
-        score = await self._service.score(ScoreRequest(request.prompt, request.use_braiding, request.shard))
-        text = request.prompt if isinstance(request.prompt, str) else "".join(score.tokens)
-        logprobs = None
-        if self._body.logprobs is not None:
-            logprobs = LogprobsOut(tokens=list(score.tokens))
-            # The first token has nothing before it, so nothing that it could be likely after.
-            logprobs.token_logprobs = [None, *(finite(logprob) for logprob in score.logprobs[1:])]
-            logprobs.top_logprobs = [None] * len(score.tokens)
-            offset = 0
-            for token in score.tokens:
-                logprobs.text_offset.append(offset)
-                offset += len(token)
-        if self._only_echo:
-            self._prompt_tokens += len(score.token_ids)
-        pieces = []
-        for index in range(base, base + self._body.n):
-            self._offsets[index] = len(text)
-            reason = "length" if self._only_echo else None
-            pieces.append(
-                CompletionChoiceOut(index=index, text=text, logprobs=logprobs, finish_reason=reason)
-            )
-        return pieces
-
     def _token_logprobs(self, token: TokenEvent, index: int) -> LogprobsOut | None:
         offset = self._offsets[index]
         self._offsets[index] += len(token.text)
         if token.logprob is None:
             return None
-        alternatives = {top.token: finite(top.logprob) or 0.0 for top in token.top_logprobs}
+        logprob = finite(token.logprob)
+        name = self._text.names([token.token_id])[0] if token.top_logprobs else ""
         return LogprobsOut(
             tokens=[token.text],
-            token_logprobs=[finite(token.logprob)],
-            top_logprobs=[alternatives or None],
+            token_logprobs=[logprob],
+            top_logprobs=[top_logprobs_of(token.top_logprobs, name, logprob)],
             text_offset=[offset],
         )
 
     def _usage(self) -> CompletionUsageOut:
-        return CompletionUsageOut(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
-        )
+        return CompletionUsageOut.of(self._prompt_tokens, self._completion_tokens)
 
     def _chunk(
         self, choices: list[CompletionChoiceOut], usage: CompletionUsageOut | None = None

@@ -39,9 +39,12 @@ class SamplingFields(Strict):
     ignore_eos: bool = False
     logprobs: Annotated[int | None, Field(description="how many alternatives to report per token")] = None
 
-    def sampling(self) -> SamplingOptions:
-        """The same as frozen values. Raises: InvalidRequestError for a token id that is no number."""
-        values = {name: getattr(self, name) for name in SamplingFields.model_fields}
+    def sampling(self, **others: Any) -> SamplingOptions:
+        """The same as frozen values, ``others`` instead of those of their names.
+
+        Raises: InvalidRequestError for a token id that is no number.
+        """
+        values = {name: getattr(self, name) for name in SamplingFields.model_fields} | others
         for token_id in self.logit_bias or {}:
             if not token_id.isdecimal() or len(token_id) > 10:
                 raise InvalidRequestError(f"logit_bias: got the key {token_id[:32]!r}, expected a token id")

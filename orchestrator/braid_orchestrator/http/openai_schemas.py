@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, model_validator
 
 from braid_orchestrator.http.native_schemas import SamplingFields, Strict
+from braid_rpc.errors import InvalidRequestError
 
 Prompts = str | list[str] | list[int] | list[list[int]]
 
@@ -17,7 +18,22 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class CompletionBody(SamplingFields):
+def check_stream_options(stream: bool, options: StreamOptions | None) -> None:
+    """Raises: InvalidRequestError for options of a stream that is none."""
+    if options is not None and not stream:
+        raise InvalidRequestError("stream_options: got a value without stream, expected stream true or null")
+
+
+class NullIsDefault(Strict):
+    """Clients send null for whatever they leave at its default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class CompletionBody(NullIsDefault, SamplingFields):
     """One or several prompts to go on with. What has no effect on the answer is accepted and ignored."""
 
     model: Annotated[str | None, Field(description="the braid, or one of its shards alone")] = None
@@ -30,19 +46,6 @@ class CompletionBody(SamplingFields):
     stream_options: StreamOptions | None = None
     suffix: None = None
     user: str | None = None
-
-    # Clients send null for whatever they leave at its default.
-    @field_validator(
-        "max_tokens", "n", "temperature", "top_p", "presence_penalty", "frequency_penalty", mode="before"
-    )
-    @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
-        return cls.model_fields[info.field_name].default if value is None else value
-
-    @field_validator("echo", "stream", mode="before")
-    @classmethod
-    def _null_is_false(cls, value: Any) -> Any:
-        return False if value is None else value
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One entry per prompt: text, or token ids."""
@@ -82,6 +85,15 @@ class CompletionUsageOut(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> CompletionUsageOut:
+        """With their sum."""
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
 
 
 class CompletionOut(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, VersionBody
 from braid_orchestrator.http.openai_schemas import ModelListOut, ModelOut
 from braid_orchestrator.serving.port import BraidPort
+from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.errors import UnknownModelError
 
 
@@ -39,6 +41,11 @@ def operation_routes(get_service: Callable[[], BraidPort], render_metrics: Calla
     async def health() -> dict[str, str]:
         """Alive: this process answers."""
         return {"status": "ok"}
+
+    @router.get("/version")
+    async def version() -> dict[str, str | int]:
+        """The service's version, and that of its gRPC protocol."""
+        return {"version": importlib.metadata.version("braid"), "protocol": PROTOCOL_VERSION}
 
     @router.get("/ready")
     async def ready() -> dict[str, str]:

@@ -15,6 +15,9 @@ from braid_rpc.errors import RequestCancelledError
 
 T = TypeVar("T")
 
+# What ends a stream of chunks.
+DONE = b"data: [DONE]\n\n"
+
 
 def sse(data: object, event: str | None = None) -> bytes:
     """One server-sent event; ``data`` becomes one line of JSON."""

@@ -21,14 +21,19 @@ class ShardText:
     def __init__(self, card: ShardCard, codec: TextCodec, chat: ChatFormat) -> None:
         self.shard = card.name
         self.context_length = card.context_length
-        self._vocab_size = card.vocab_size
+        self.vocab_size = card.vocab_size
         self._codec = codec
         self._chat = chat
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether `render` can succeed."""
-        return bool(self._chat.template)
+    def chat_template(self) -> str:
+        """As Jinja; empty: there is none, so `render` can't succeed."""
+        return self._chat.template
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """``bos_token``, ``eos_token`` and their like, as far as there are any."""
+        return self._chat.special_tokens
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoded:
         """The text's tokens with their character offsets.
@@ -46,9 +51,9 @@ class ShardText:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special ones included. Raises: InvalidRequestError for an id out of range."""
         for token_id in token_ids:
-            if not 0 <= token_id < self._vocab_size:
+            if not 0 <= token_id < self.vocab_size:
                 raise InvalidRequestError(
-                    f"tokens: got token id {token_id}, expected between 0 and {self._vocab_size - 1}"
+                    f"tokens: got token id {token_id}, expected between 0 and {self.vocab_size - 1}"
                 )
         return self._codec.decode(token_ids, keep_special_tokens=True)
 
@@ -64,6 +69,11 @@ class ShardText:
     def names(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token on its own, special tokens by their name."""
         return [self._codec.token_name(token_id) for token_id in token_ids]
+
+    def token_bytes(self, token_id: int) -> list[int] | None:
+        """The UTF-8 bytes of one token's text, also where they are but a part of a character; None if the tokenizer
+        doesn't tell."""
+        return self._codec.token_bytes(token_id)
 
     def render(
         self,

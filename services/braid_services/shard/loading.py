@@ -115,10 +115,11 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
-    if not isinstance(template, str):
-        return ChatFormat()
-    tokens = tokenizer.special_tokens_map
-    return ChatFormat(template, {name: token for name, token in tokens.items() if isinstance(token, str)})
+    tokens = getattr(tokenizer, "special_tokens_map", {})
+    return ChatFormat(
+        template if isinstance(template, str) else "",
+        {name: token for name, token in tokens.items() if isinstance(token, str)},
+    )
 
 
 def eos_token_ids(model: Any) -> tuple[int, ...]:

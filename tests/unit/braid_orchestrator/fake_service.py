@@ -28,13 +28,13 @@ from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ContextLengthError, UnknownVersionError
 
 WORDS = ("one", " two", " three")
-CHAT_TEMPLATE = """{{ mood }}
+CHAT_TEMPLATE = r"""{{ mood }}
 {%- for message in messages %}
 {%- if message.role == 'tool' %}{{ raise_exception("no role 'tool' here") }}{% endif %}
-{{ message.role }}: {{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}
+{{- '\n' + message.role + ': ' + message.content }}
+{%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}
-assistant:{% endif %}"""
+{%- if add_generation_prompt %}{{ '\nassistant:' }}{% endif %}"""
 
 
 class FakeService:
@@ -94,7 +94,9 @@ class FakeService:
         self.scored.append(request)
         if not request.prompt:
             raise ContextLengthError("prompt: got nothing")
-        return ScoreResult((1, 2, 3), ("a", "b", "c"), (0.0, -1.0, -2.0), 3)
+        top = (TopLogprob(7, "x", -0.5), TopLogprob(8, "x", -0.7))
+        tops = ((), top, top) if request.top_logprobs else ()
+        return ScoreResult((1, 2, 3), ("a", "b", "c"), (0.0, -1.0, -2.0), 3, tops)
 
     def text(self, shard: str | None = None) -> ShardText:
         codec = TextCodec(byte_tokenizer().backend_tokenizer.to_str())

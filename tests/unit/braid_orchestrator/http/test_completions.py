@@ -61,7 +61,8 @@ async def test_logprobs_are_parallel_lists_over_the_text(http: httpx.AsyncClient
     logprobs = answer["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["one", " two", ""]
     assert logprobs["token_logprobs"] == [-0.5] * 3
-    assert logprobs["top_logprobs"] == [{"other": -9999.0}] * 3
+    # The chosen token is among them, by its own text: ids 10, 11 and 12 of the tokenizer.
+    assert logprobs["top_logprobs"] == [{"other": -9999.0, char: -0.5} for char in "+,-"]
     assert logprobs["text_offset"] == [0, 3, 7]
 
 
@@ -72,6 +73,32 @@ async def test_echo_puts_the_prompt_before_the_completion(http: httpx.AsyncClien
     assert choice["logprobs"]["tokens"][:4] == ["a", "b", "c", "one"]
     assert choice["logprobs"]["token_logprobs"][:4] == [None, -1.0, -2.0, -0.5]
     assert choice["logprobs"]["text_offset"][:4] == [0, 1, 2, 3]
+    assert choice["logprobs"]["top_logprobs"][:4] == [None] * 4
+
+
+async def test_the_prompts_tokens_have_their_alternatives(http: httpx.AsyncClient) -> None:
+    body = {"prompt": [64, 65, 66], "echo": True, "logprobs": 2, "max_tokens": 0}
+    [choice] = (await http.post("/v1/completions", json=body)).json()["choices"]
+    assert choice["text"] == "abc"
+    # The likeliest of several tokens of one text counts, and the prompt's own is always there.
+    assert choice["logprobs"]["top_logprobs"] == [None, {"x": -0.5, "b": -1.0}, {"x": -0.5, "c": -2.0}]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
+async def test_offsets_count_characters_not_tokens(http: httpx.AsyncClient) -> None:
+    ids = (await http.post("/tokenize", json={"prompt": "é!b"})).json()["tokens"]
+    assert len(ids) == 4
+    for prompt in ("é!b", ids):
+        body = {"prompt": prompt, "echo": True, "max_tokens": 0}
+        [choice] = (await http.post("/v1/completions", json=body)).json()["choices"]
+        assert (choice["text"], choice["logprobs"]) == ("é!b", None)
+
+
+async def test_an_echo_without_logprobs_runs_no_model(http: httpx.AsyncClient, service: FakeService) -> None:
+    body = {"prompt": "abc", "echo": True, "max_tokens": 0}
+    answer = (await http.post("/v1/completions", json=body)).json()
+    assert answer["usage"]["prompt_tokens"] == 3
+    assert service.scored == service.requests == []
 
 
 async def test_echo_of_nothing_more_scores_the_prompt(http: httpx.AsyncClient, service: FakeService) -> None:
@@ -100,6 +127,8 @@ async def test_null_is_the_default(http: httpx.AsyncClient, service: FakeService
         ({"prompt": "x", "tempreature": 1}, 400, "tempreature: unknown field"),
         ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens: got 0"),
         ({"prompt": "x", "model": "gpt-4"}, 404, "'gpt-4'"),
+        ({"prompt": "x", "stream_options": {"include_usage": True}}, 400, "stream_options: got"),
+        ({"prompt": "x", "min_tokens": 9, "max_tokens": 3}, 400, "min_tokens: got 9"),
     ],
 )
 async def test_bad_requests_are_refused(http: httpx.AsyncClient, body: dict, status: int, words: str) -> None:

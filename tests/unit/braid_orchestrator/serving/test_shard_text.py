@@ -69,7 +69,8 @@ def test_the_default_of_several_templates_is_taken() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": "one", "tool_use": "two"}
     assert chat_format(tokenizer).template == "one"
-    assert chat_format(None) == chat_format(byte_tokenizer()) == ChatFormat()
+    assert chat_format(byte_tokenizer()) == ChatFormat("", {"eos_token": "<eos>"})
+    assert chat_format(None) == ChatFormat()
 
 
 def test_pieces_make_up_the_text_and_lose_no_character() -> None:
