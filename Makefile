@@ -4,6 +4,7 @@
 #   make serve     the same service, kept up until Ctrl-C
 #   make test      all tests           make lint    all static checks
 #   make bench     all benchmarks      make proto   regenerate the gRPC stubs
+#   make test-compose                  deploy/compose.yaml brought up, asked, scaled and taken down; needs docker compose
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +14,7 @@ PROTOS := $(wildcard proto/braid_rpc/v1/*.proto)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo serve test lint format bench proto proto-check clean
+.PHONY: install demo serve test test-compose lint format bench proto proto-check clean
 
 install: $(STAMP)
 
@@ -33,6 +34,10 @@ serve: install
 
 test: install
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-compose: install
+	@docker compose version >/dev/null && docker info >/dev/null || { echo "make test-compose needs docker compose and an engine that answers"; exit 1; }
+	@$(BIN)/python -m pytest -m compose tests/e2e/test_compose.py $(PYTEST_ARGS)
 
 lint: install proto-check
 	@$(BIN)/ruff format --check .
