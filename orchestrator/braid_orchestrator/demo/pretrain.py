@@ -149,6 +149,8 @@ def run_job(job: PretrainJob, on_progress: Callable[[Progress], None]) -> None:
     record = pretrain(specialist, model, tokens, on_progress, building / "training_log.jsonl")
     model.save_pretrained(building, safe_serialization=True)
     (building / TRAINING_RECORD_FILE).write_text(json.dumps(record.to_dict(), indent=2), encoding="utf-8")
+    for path in building.iterdir():
+        path.chmod(0o644)  # weights are saved for their owner only; a service often runs as somebody else
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
 

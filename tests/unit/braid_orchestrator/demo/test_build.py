@@ -95,6 +95,13 @@ def test_the_braid_can_be_used_as_built(built: DemoBuild, folder: Path) -> None:
         assert set(completion.weights) == {"code", "prose"}
 
 
+def test_a_service_of_another_user_can_read_what_was_built(built: DemoBuild, folder: Path) -> None:
+    parts = [folder / name for name in ("code", "prose", "fusion")]
+    for path in [*parts, *(inner for part in parts for inner in part.rglob("*"))]:
+        readable = 0o555 if path.is_dir() else 0o444
+        assert path.stat().st_mode & readable == readable, path
+
+
 def test_the_card_records_the_training(built: DemoBuild, folder: Path) -> None:
     training = read_card(folder / "fusion" / "v1").raw["training"]
     assert training["steps"] == 10
