@@ -5,6 +5,7 @@
 #   make test      all tests           make lint    all static checks
 #   make bench     all benchmarks      make proto   regenerate the gRPC stubs
 #   make test-compose                  deploy/compose.yaml brought up, asked, scaled and taken down; needs docker compose
+#   make redis     a redis-server for the tests, where it can be installed
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +15,7 @@ PROTOS := $(wildcard proto/braid_rpc/v1/*.proto)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo serve test test-compose lint format bench proto proto-check clean
+.PHONY: install redis demo serve test test-compose lint format bench proto proto-check clean
 
 install: $(STAMP)
 
@@ -23,7 +24,17 @@ $(STAMP): pyproject.toml
 	@echo "installing into $(VENV) (several minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(MAKE) --no-print-directory redis
 	@touch $@
+
+# A Redis server for the tests of the state store, which skip without it: installed where that takes no questions.
+redis:
+	@command -v redis-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server; } >/dev/null 2>&1; \
+	  fi; \
+	  command -v redis-server >/dev/null || echo "no redis-server here: the tests that need one will skip"; \
+	}
 
 demo: install
 	@$(BIN)/braid demo

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from redis_server import RedisServer
 
 # The same examples on every run, and no complaint about a slow machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -27,3 +29,14 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real models and text in {folder.name}/ beside the repository, which is absent")
     return folder
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A real Redis, running."""
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

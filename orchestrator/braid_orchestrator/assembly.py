@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
@@ -12,6 +13,7 @@ from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
 from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
+from braid_orchestrator.engine.replicas import ReplicatedShard
 from braid_orchestrator.serving.service import BraidService
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ShardCard
@@ -19,6 +21,7 @@ from braid_rpc.errors import ConfigError
 from braid_services.fusion.backend import FusionBackend
 from braid_services.fusion.main import import_strategies
 from braid_services.shard.backend import ShardBackend
+from braid_services.shard.config import ShardConfig
 
 Resolver = Callable[[], str]
 
@@ -36,23 +39,48 @@ def assemble_local(config: BraidConfig, backends: Sequence[ShardBackend] | None 
     return _assemble(config, [LocalShard(backend) for backend in backends], _embedded_fusion(config))
 
 
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """A shard that may have several replicas: ``find`` gives the targets of those that there are now, and is asked
+    again every ``poll_s``."""
+
+    find: Callable[[], Collection[str]]
+    poll_s: float
+
+
 def assemble_remote(
-    config: BraidConfig, shard_targets: Mapping[str, Resolver], fusion_target: Resolver | None
+    config: BraidConfig, shard_targets: Mapping[str, Resolver | Replicas], fusion_target: Resolver | None
 ) -> BraidService:
     """Shards are services, and the fusion modules too where ``fusion_target`` is given.
 
     The resolvers say where a part is to be found (``unix:/path`` or ``host:port``); they are asked again
     whenever a part has to be reconnected. Raises: as `assemble_local`, and UnavailableError.
     """
-    step_timeout_s = config.limits.step_timeout_s
-    shards: list[Shard] = [
-        RemoteShard(shard.name, shard_targets[shard.name], step_timeout_s, shard.max_message_bytes)
-        for shard in config.shards
-    ]
-    fusion = (
-        _embedded_fusion(config) if fusion_target is None else RemoteFusion(fusion_target, step_timeout_s)
-    )
+    shards: list[Shard] = []
+    try:
+        for shard in config.shards:
+            shards.append(_remote_shard(shard, shard_targets[shard.name], config.limits.step_timeout_s))
+        fusion = (
+            _embedded_fusion(config)
+            if fusion_target is None
+            else RemoteFusion(fusion_target, config.limits.step_timeout_s)
+        )
+    except BaseException:
+        for connected in shards:
+            connected.shutdown()
+        raise
     return _assemble(config, shards, fusion)
+
+
+def _remote_shard(config: ShardConfig, source: Resolver | Replicas, step_timeout_s: float) -> Shard:
+    def connect(resolve: Resolver) -> Shard:
+        return RemoteShard(config.name, resolve, step_timeout_s, config.max_message_bytes)
+
+    if isinstance(source, Replicas):
+        return ReplicatedShard(
+            config.name, source.find, lambda target: connect(lambda: target), source.poll_s
+        )
+    return connect(source)
 
 
 def _embedded_fusion(config: BraidConfig) -> Fusion:

@@ -14,8 +14,10 @@ BraidError                      INTERNAL             500
 │   ├── UnsupportedModelError                              a model that cannot be run span by span
 │   └── ProtocolVersionError                               client and server speak different versions
 ├── CorruptWeightsError         DATA_LOSS            500
+├── CorruptStateError           DATA_LOSS            500   something foreign in the state store
 ├── CapacityError               RESOURCE_EXHAUSTED   429   try later; `retry_after_s` says when
 │   ├── QueueFullError
+│   ├── RateLimitError                                     more requests than one caller may send
 │   └── CacheFullError                                     no room for keys and values
 ├── UnavailableError            UNAVAILABLE          503   try again; `retry_after_s` says when
 ├── DeadlineError               DEADLINE_EXCEEDED    504
@@ -111,6 +113,12 @@ class CorruptWeightsError(BraidError):
     grpc_status, http_status = "DATA_LOSS", 500
 
 
+class CorruptStateError(BraidError):
+    """A value in the state store that is damaged or was written by something else."""
+
+    grpc_status, http_status = "DATA_LOSS", 500
+
+
 class CapacityError(BraidError):
     """No room now; trying later may help."""
 
@@ -119,6 +127,10 @@ class CapacityError(BraidError):
 
 class QueueFullError(CapacityError):
     """The queue of waiting requests is full."""
+
+
+class RateLimitError(CapacityError):
+    """More requests than one caller may send in a while."""
 
 
 class CacheFullError(CapacityError):

@@ -7,18 +7,21 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
 import pytest
-from programs import Program, tiny_braid_settings, write_serve_file
+from programs import Program, eventually, tiny_braid_settings, write_serve_file
+from redis_server import RedisServer
 from typer.testing import CliRunner
 
 from braid_orchestrator.assembly import assemble_local
 from braid_orchestrator.cli.main import app
 from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
+from braid_orchestrator.state.redis_store import RedisStore
+from braid_orchestrator.state.registry import Registry
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.main import serve_shard
 
@@ -81,6 +84,40 @@ def test_an_orchestrator_alone_gives_the_same_tokens(
         program.clean_up()
 
 
+def test_parts_that_register_are_found(
+    config: Path, expected: list[int], redis_server: RedisServer, tmp_path: Path
+) -> None:
+    braid = [sys.executable, "-m", "braid_orchestrator.cli"]
+    common = ["--config", str(config), "--state", redis_server.url]
+    parts = [["shard", "--name", name, "--target", "127.0.0.1:0"] for name in ("left", "left", "right")]
+    parts.append(["fusion", "--target", "127.0.0.1:0"])
+    with ExitStack() as stack:
+        programs = []
+        for number, part in enumerate([*parts, ["serve", "--join"]]):
+            programs.append(Program([*braid, *part, *common], tmp_path / f"log{number}"))
+            stack.callback(programs[-1].clean_up)
+        orchestrator = programs[-1]
+        orchestrator.wait_until(lambda: "is ready" in orchestrator.output(), READY_S, "braid serve is ready")
+        found = re.search(r"is ready: (\S+) ", orchestrator.output())
+        assert found is not None
+        with httpx.Client(base_url=found[1], timeout=60.0, trust_env=False) as http:
+            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
+            assert [token["id"] for token in answer["tokens"]] == expected
+            eventually(lambda: num_registered(redis_server, "left") == 2, READY_S, "both have registered")
+            assert programs[0].stop(signal.SIGTERM, STOP_S) == 0
+            assert num_registered(redis_server, "left") == 1
+            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
+            assert [token["id"] for token in answer["tokens"]] == expected
+        assert orchestrator.pids() == [orchestrator.process.pid]
+        assert orchestrator.stop(signal.SIGTERM, STOP_S) == 0
+        assert "Traceback" not in orchestrator.output()
+
+
+def num_registered(redis_server: RedisServer, part: str) -> int:
+    with closing(RedisStore(redis_server.url, "tiny")) as store:
+        return len(Registry(store).replicas(part))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -88,6 +125,7 @@ def test_an_orchestrator_alone_gives_the_same_tokens(
         (["--shard", "middle=127.0.0.1:1"], "got 'middle', expected one of: left, right"),
         (["--shard", "left=127.0.0.1:1", "--shard", "left=127.0.0.1:2"], "got 'left' a second time"),
         (["--shard", "left=nowhere"], "expected 'host:port' or 'unix:/path'"),
+        (["--join"], "got no state store to find parts in"),
     ],
 )
 def test_an_address_that_cannot_be_meant_is_refused(config: Path, options: list[str], message: str) -> None:

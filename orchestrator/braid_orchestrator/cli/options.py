@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,3 +23,16 @@ TargetOption = Annotated[
 ]
 DEFAULT_TARGET = "http://127.0.0.1:8000"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text for humans.")]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="The Redis in which the parts of a braid find each other; else the file's."
+    ),
+]
+
+
+def use_state(url: str | None) -> None:
+    """What ``--state`` says counts for this process and for all that it starts."""
+    if url is not None:
+        os.environ["BRAID_STATE__STORE"] = "redis"
+        os.environ["BRAID_STATE__URL"] = url

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from braid_orchestrator.cli.console import announce, err
+from braid_orchestrator.cli.options import StateOption, use_state
 from braid_rpc.errors import ConfigError, UnknownShardError
 
 if TYPE_CHECKING:
     from braid_orchestrator.config.values import BraidConfig
+    from braid_orchestrator.state.registry import ReplicaRecord
     from braid_services.serving import RunningServer
     from braid_services.shard.config import ShardConfig
 
@@ -26,6 +30,10 @@ Targets = Annotated[
     typer.Option(
         "--target", "-t", help="Where to listen: `host:port` (0: any free port) or `unix:/path`; repeatable."
     ),
+]
+Advertise = Annotated[
+    str | None,
+    typer.Option(metavar="TARGET", help="Where others reach it, if not at this machine's own address."),
 ]
 ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True)]
 
@@ -44,6 +52,8 @@ def shard(
     quantization: Annotated[
         str | None, typer.Option(help="Hold the weights as int8 (8bit) or nf4 (4bit).")
     ] = None,
+    state: StateOption = None,
+    advertise: Advertise = None,
     exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve one base model: open sessions, step spans of layers, read and inject hidden states.
@@ -53,9 +63,12 @@ def shard(
     - `braid shard --model gpt2 --target 127.0.0.1:7001`
 
     - `braid shard --config deploy/braid.yaml --name code --target unix:/tmp/code.sock`
+
+    - `braid shard --config deploy/braid.yaml --name code --target 0.0.0.0:7001 --state redis://10.0.0.4:6379`
     """
     from braid_orchestrator.config.schema import parse_shard_config
 
+    use_state(state)
     if exit_with_parent:
         os.environ.setdefault("TQDM_DISABLE", "1")  # several children would write over each other's bars
     if config is not None:
@@ -80,7 +93,10 @@ def shard(
 
     with err.status(f"loading {settings.model} …"):
         server = serve_shard(settings, target or ["127.0.0.1:0"])
-    _serve(server, f"shard {settings.name!r}", exit_with_parent)
+    from braid_orchestrator.state.lease import shard_record
+
+    describe = shard_record(settings.name, server.targets, advertise)
+    _serve(server, f"shard {settings.name!r}", exit_with_parent, _lease(config, describe))
 
 
 def fusion(
@@ -93,6 +109,8 @@ def fusion(
         list[str] | None,
         typer.Option("--import", help="A module that registers strategies; may be given again."),
     ] = None,
+    state: StateOption = None,
+    advertise: Advertise = None,
     exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve the fusion modules and the readout of one braid; an orchestrator sends the plan.
@@ -102,9 +120,12 @@ def fusion(
     - `braid fusion --weights .braid/demo/fusion --target 127.0.0.1:7100`
 
     - `braid fusion --config deploy/braid.yaml --target unix:/tmp/fusion.sock`
+
+    - `braid fusion --config deploy/braid.yaml --target 0.0.0.0:7100 --state redis://10.0.0.4:6379`
     """
     from braid_services.fusion.main import serve_fusion
 
+    use_state(state)
     if config is not None:
         from braid_orchestrator.config.files import locate_files
 
@@ -113,7 +134,11 @@ def fusion(
         weights, version, threads = settings.weights, settings.version, settings.threads
         imports = [*settings.imports]
     server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads, imports=imports or ())
-    _serve(server, "fusion", exit_with_parent)
+    from braid_orchestrator.config.values import FUSION
+    from braid_orchestrator.state.lease import service_record
+
+    describe = service_record(FUSION, server.targets, advertise)
+    _serve(server, "fusion", exit_with_parent, _lease(config, describe))
 
 
 def _load(path: Path) -> BraidConfig:
@@ -135,8 +160,24 @@ def _load_shard(path: Path, name: str | None) -> ShardConfig:
     return locate_files(braid, others).shards[known.index(name)]
 
 
-def _serve(server: RunningServer, name: str, exit_with_parent: bool) -> None:
-    """Serve until SIGTERM, SIGINT or, for a supervised child, until the parent is gone."""
+def _lease(config: Path | None, describe: Callable[[], ReplicaRecord]) -> AbstractContextManager[object]:
+    """Registers the part where the braid has a state store that others share."""
+    from braid_orchestrator.config.schema import parse_state_config
+    from braid_orchestrator.state.lease import Lease
+    from braid_orchestrator.state.opening import open_store
+
+    braid = _load(config) if config is not None else None
+    settings = parse_state_config(os.environ) if braid is None else braid.state
+    if settings.store == "memory":
+        return nullcontext()
+    store = open_store(settings, "braid" if braid is None else braid.name)
+    return Lease(store, describe, settings.heartbeat_s, settings.expiry_s)
+
+
+def _serve(
+    server: RunningServer, name: str, exit_with_parent: bool, lease: AbstractContextManager[object]
+) -> None:
+    """Serve, registered, until SIGTERM, SIGINT or, for a supervised child, until the parent is gone."""
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
@@ -150,5 +191,5 @@ def _serve(server: RunningServer, name: str, exit_with_parent: bool) -> None:
         threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
     else:
         announce(f"{name} is ready: {', '.join(server.targets)}")
-    with server:
+    with server, lease:
         over.wait()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from braid_orchestrator.cli.console import announce, err
-from braid_orchestrator.cli.options import ConfigOption
+from braid_orchestrator.cli.options import ConfigOption, StateOption, use_state
 from braid_rpc.errors import ConfigError, UnknownShardError
 
 
@@ -30,6 +30,10 @@ def serve(
     fusion: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Where the fusion service runs already.")
     ] = None,
+    state: StateOption = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Start no parts: find in the state store what is not given.")
+    ] = False,
 ) -> None:
     """Serve a braid on plain processes, without Ray, until Ctrl-C.
 
@@ -46,14 +50,21 @@ def serve(
     - `BRAID_SHARDS__CODE__DTYPE=bfloat16 braid serve`
 
     - `braid serve --shard code=10.0.0.5:7001 --shard prose=10.0.0.6:7001 --fusion 10.0.0.5:7100`
+
+    - `braid serve --state redis://10.0.0.4:6379 --join`
     """
     from braid_orchestrator.config.files import locate_files
     from braid_orchestrator.config.schema import load_braid_config, load_endpoints
+    from braid_orchestrator.config.values import FUSION
     from braid_orchestrator.serving.plain_service import serve_plain
 
+    use_state(state)
     braid = load_braid_config(config, os.environ)
-    elsewhere = _elsewhere(shard or [], fusion, [one.name for one in braid.shards])
-    braid = locate_files(braid, elsewhere)
+    names = [one.name for one in braid.shards]
+    elsewhere = _elsewhere(shard or [], fusion, names)
+    if join and braid.state.store == "memory" and {*names, FUSION} - {*elsewhere}:
+        raise ConfigError("--join: got no state store to find parts in, expected --state or state.url")
+    braid = locate_files(braid, {*names, FUSION} if join else elsewhere)
     endpoints = load_endpoints(config)
     endpoints = replace(
         endpoints,
@@ -73,7 +84,13 @@ def serve(
 
     with status:
         serve_plain(
-            braid, config, endpoints, ready_timeout_s=ready_timeout, on_ready=on_ready, elsewhere=elsewhere
+            braid,
+            config,
+            endpoints,
+            ready_timeout_s=ready_timeout,
+            on_ready=on_ready,
+            elsewhere=elsewhere,
+            join=join,
         )
 
 

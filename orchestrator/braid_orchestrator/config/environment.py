@@ -18,7 +18,7 @@ import yaml
 from braid_rpc.errors import ConfigError
 
 PREFIX = "BRAID_"
-KEYS = ("name", "anchor", "shards", "points", "readout", "fusion", "limits", "seed")
+KEYS = ("name", "anchor", "shards", "points", "readout", "fusion", "limits", "state", "seed")
 # Settings of the command line, not of the braid.
 RESERVED = frozenset({"BRAID_TARGET", "BRAID_CONFIG", "BRAID_LOG_LEVEL"})
 

@@ -31,6 +31,7 @@ from braid_orchestrator.config.values import (
     LimitsConfig,
     PointConfig,
     ReadoutConfig,
+    StateConfig,
 )
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ALIASES, ShardConfig
@@ -169,6 +170,30 @@ class LimitsModel(_Model):
     recovery_timeout_s: Seconds = 20.0
 
 
+class StateModel(_Model):
+    """Where the state is kept that outlives one orchestrator."""
+
+    store: Literal["memory", "redis"] = "memory"
+    url: StrictStr | None = None
+    password_file: StrictStr | None = None
+    heartbeat_s: Seconds = 1.0
+    expiry_s: Seconds = 5.0
+
+    def check(self) -> None:
+        """Check what one key says about another. Raises: ConfigError."""
+        if self.store == "redis" and self.url is None:
+            raise ConfigError(
+                "state.url: missing, expected redis://host:port or unix:///path for a redis store"
+            )
+        if self.store == "memory" and self.url is not None:
+            raise ConfigError("state.url: got one for a store in memory, expected state.store: redis")
+        if self.expiry_s < 2 * self.heartbeat_s:
+            raise ConfigError(
+                f"state.expiry_s: got {self.expiry_s:g}, expected at least twice state.heartbeat_s "
+                f"({self.heartbeat_s:g}), or one late heartbeat would count as a death"
+            )
+
+
 class BraidModel(_Model):
     """The whole file, or the ``args`` of a Ray Serve application."""
 
@@ -179,6 +204,7 @@ class BraidModel(_Model):
     readout: ReadoutModel = Field(default_factory=ReadoutModel)
     fusion: FusionModel = Field(default_factory=FusionModel)
     limits: LimitsModel = Field(default_factory=LimitsModel)
+    state: StateModel = Field(default_factory=StateModel)
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
 
     def check_references(self) -> None:
@@ -208,6 +234,7 @@ class BraidModel(_Model):
             for receiver in point.receivers or ():
                 if receiver not in names:
                     raise ConfigError(f"{key}.receivers: got {receiver!r}, expected shards among: {known}")
+        self.state.check()
         limits = self.limits
         if limits.max_batch_tokens <= limits.max_running:
             raise ConfigError(
@@ -238,6 +265,7 @@ class BraidModel(_Model):
             readout=ReadoutConfig(**self.readout.model_dump()),
             fusion=FusionConfig(**self.fusion.model_dump()),
             limits=LimitsConfig(**self.limits.model_dump()),
+            state=StateConfig(**self.state.model_dump()),
             seed=self.seed,
         )
 
@@ -248,4 +276,5 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "readout": ReadoutModel,
     "fusion": FusionModel,
     "limits": LimitsModel,
+    "state": StateModel,
 }

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from braid_orchestrator.config.environment import apply_environment
 from braid_orchestrator.config.messages import explain, show
-from braid_orchestrator.config.models import SECTIONS, BraidModel, ShardModel
-from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.config.models import SECTIONS, BraidModel, ShardModel, StateModel
+from braid_orchestrator.config.values import BraidConfig, StateConfig
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ShardConfig
 
@@ -40,6 +40,7 @@ def parse_braid_config(raw: object, environment: Mapping[str, str] | None = None
         raise ConfigError(
             f"configuration: got {show(raw)}, expected a mapping with keys such as anchor and shards"
         )
+    _refuse_written_secret(raw)
     settings = apply_environment(raw, environment or {})
     try:
         model = BraidModel.model_validate(settings)
@@ -49,12 +50,34 @@ def parse_braid_config(raw: object, environment: Mapping[str, str] | None = None
     return model.freeze()
 
 
+def _refuse_written_secret(raw: Mapping[str, Any]) -> None:
+    state = raw.get("state")
+    url = state.get("url") if isinstance(state, Mapping) else None
+    if isinstance(url, str) and "@" in url:
+        raise ConfigError(
+            "state.url: got a name or password in a file, expected it in the environment (BRAID_STATE__URL) or in "
+            "the file that state.password_file names"
+        )
+
+
 def parse_shard_config(raw: Mapping[str, Any]) -> ShardConfig:
     """Validate one shard's settings. Raises: ConfigError."""
     try:
         return ShardConfig(**ShardModel.model_validate(raw).model_dump())
     except ValidationError as error:
         raise ConfigError(explain(error, raw, ShardModel, {})) from None
+
+
+def parse_state_config(environment: Mapping[str, str]) -> StateConfig:
+    """The state store as the environment alone names it, for parts that run without a file. Raises: ConfigError."""
+    settings = apply_environment({}, {k: v for k, v in environment.items() if k.startswith("BRAID_STATE__")})
+    state = settings.get("state", {})
+    try:
+        model = StateModel.model_validate(state)
+    except ValidationError as error:
+        raise ConfigError(f"state.{explain(error, state, StateModel, {})}") from None
+    model.check()
+    return StateConfig(**model.model_dump())
 
 
 def load_braid_config(path: Path | str, environment: Mapping[str, str] | None = None) -> BraidConfig:

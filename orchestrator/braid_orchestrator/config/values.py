@@ -68,6 +68,18 @@ class FusionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StateConfig:
+    """Where the state is kept that outlives one orchestrator: in ``memory`` (nowhere else), or in a ``redis`` at
+    ``url``. Whoever has not renewed its lease (every ``heartbeat_s``) for ``expiry_s`` is gone."""
+
+    store: Literal["memory", "redis"] = "memory"
+    url: str | None = field(default=None, repr=False)
+    password_file: str | None = None
+    heartbeat_s: float = 1.0
+    expiry_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class BraidConfig:
     """The whole, as one file describes it."""
 
@@ -78,4 +90,5 @@ class BraidConfig:
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     seed: int = 0

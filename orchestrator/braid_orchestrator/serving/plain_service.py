@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,9 +21,11 @@ from braid_orchestrator.config.values import FUSION, BraidConfig
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.serving.grpc_servicer import BraidServer
 from braid_orchestrator.serving.metrics import MeteredService
+from braid_orchestrator.serving.places import Places
 from braid_orchestrator.serving.probing import wait_healthy
 from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 from braid_orchestrator.serving.signals import STOP_SIGNALS, ended_by_signals
+from braid_orchestrator.state.opening import open_store
 from braid_rpc.errors import ConflictError
 
 _log = logging.getLogger(__name__)
@@ -74,11 +76,14 @@ def serve_plain(
     ready_timeout_s: float,
     on_ready: Callable[[str, str], None],
     elsewhere: Mapping[str, str] = MappingProxyType({}),
+    join: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end every process. ``on_ready`` gets the HTTP URL and gRPC target.
 
     ``elsewhere`` says where parts run that are not ours to start: shards by name, `FUSION` for the fusion
-    modules. They are waited for as long as children are, and connected to again when they come back.
+    modules. They are waited for as long as children are, and connected to again when they come back. With
+    ``join`` no part is started: those not named there are found in the state store. With a store that others
+    share, the replicas which they registered there are used beside the children.
 
     Raises: UnavailableError for a part that does not answer in time, ConflictError for a port that is taken,
     ConfigError, UnknownModelError and all else that ends a start.
@@ -90,15 +95,20 @@ def serve_plain(
         _listen(endpoints) as http_socket,
         tempfile.TemporaryDirectory(prefix="braid-") as folder,
     ):
-        specs = process_specs(config, config_path, Path(folder), elsewhere)
-        with Supervisor(list(specs.values())) as supervisor:
+        every_part = {*(shard.name for shard in config.shards), FUSION}
+        specs = process_specs(config, config_path, Path(folder), every_part if join else elsewhere)
+        with (
+            Supervisor(list(specs.values())) as supervisor,
+            closing(open_store(config.state, config.name)) as store,
+        ):
             give_up_s = time.monotonic() + ready_timeout_s
             supervisor.wait_ready(ready_timeout_s)
             for target in elsewhere.values():
                 wait_healthy(target, max(give_up_s - time.monotonic(), 0.0), supervisor.check_alive)
             targets = {**{name: spec.target for name, spec in specs.items()}, **elsewhere}
-            resolvers = {name: lambda target=target: target for name, target in targets.items()}
-            service = assemble_remote(config, resolvers, resolvers.get(FUSION))
+            places = Places(config, store, targets, fixed=elsewhere)
+            places.wait(give_up_s, supervisor.check_alive)
+            service = assemble_remote(config, places.shards(), places.fusion())
             try:
                 asyncio.run(_run(MeteredService(service), http_socket, endpoints, on_ready))
             finally:
