@@ -63,7 +63,7 @@ def assemble_remote(
         fusion = (
             _embedded_fusion(config)
             if fusion_target is None
-            else RemoteFusion(fusion_target, config.limits.step_timeout_s)
+            else RemoteFusion(fusion_target, config.limits.step_timeout_s, config.fusion.frames)
         )
     except BaseException:
         for connected in shards:
@@ -74,7 +74,7 @@ def assemble_remote(
 
 def _remote_shard(config: ShardConfig, source: Resolver | Replicas, step_timeout_s: float) -> Shard:
     def connect(resolve: Resolver) -> Shard:
-        return RemoteShard(config.name, resolve, step_timeout_s, config.max_message_bytes)
+        return RemoteShard(config.name, resolve, step_timeout_s, config.max_message_bytes, config.frames)
 
     if isinstance(source, Replicas):
         return ReplicatedShard(

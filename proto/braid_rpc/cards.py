@@ -68,6 +68,7 @@ class ShardCard:
     supports_backward: bool = False
     num_sessions: int = 0
     protocol_version: int = PROTOCOL_VERSION
+    frames: tuple[str, ...] = ()
 
     def to_proto(self) -> shard_pb2.ShardCard:
         """The message that says the same."""
@@ -78,4 +79,5 @@ class ShardCard:
         """The card that a message carries."""
         values = {name: getattr(message, name) for name in cls.__slots__}
         values["eos_token_ids"] = tuple(message.eos_token_ids)
+        values["frames"] = tuple(message.frames)
         return cls(**values)

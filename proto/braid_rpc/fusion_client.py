@@ -39,6 +39,7 @@ class FusionCard:
     loaded_versions: tuple[str, ...]
     num_sessions: int
     num_parameters: int
+    frames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class FusionClient:
             tuple(message.loaded_versions),
             message.num_sessions,
             message.num_parameters,
+            tuple(message.frames),
         )
 
     def __enter__(self) -> Self:

@@ -56,6 +56,10 @@ def step_request(step: SpanStep[Any], encode: Encode) -> shard_pb2.ShardRequest:
         message.logit_rows.extend(step.logit_rows)
     if step.hidden is not None:
         message.hidden.CopyFrom(encode(step.hidden))
+    if step.update is not None:
+        message.update.CopyFrom(encode(step.update))
+    if step.unchanged:
+        message.unchanged = True
     return shard_pb2.ShardRequest(step=message)
 
 

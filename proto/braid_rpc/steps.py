@@ -50,8 +50,9 @@ class SpanStep(Generic[ArrayT]):
 
     A batch begins with a span at layer 0, which carries ``segments``, ``token_ids`` (T,) int64 and
     ``logit_rows`` (the rows whose logits are wanted at the end), and goes on span by span, under the same
-    ``step_id``, with ``hidden`` (T, D). What it appended to the caches counts from its ``final`` span on; a
-    batch that is never brought there leaves no trace.
+    ``step_id``, with one of three: ``hidden`` (T, D); ``update`` (T, D), which is added to the states that the
+    span before gave; or ``unchanged``, which goes on with those as they are. What it appended to the
+    caches counts from its ``final`` span on; a batch that is never brought there leaves no trace.
     """
 
     step_id: int
@@ -62,6 +63,8 @@ class SpanStep(Generic[ArrayT]):
     token_ids: ArrayT | None = None
     logit_rows: tuple[int, ...] = ()
     hidden: ArrayT | None = None
+    update: ArrayT | None = None
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

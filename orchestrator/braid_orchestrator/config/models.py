@@ -84,6 +84,9 @@ def _quantization_name(value: object) -> object:
 Quantization = Annotated[Literal["int8", "nf4"] | None, BeforeValidator(_quantization_name)]
 
 
+Frames = Literal["float32", "bfloat16", "float16", "int8"] | None
+
+
 class ShardModel(_Model):
     """One base model and how it is served."""
 
@@ -98,6 +101,7 @@ class ShardModel(_Model):
     max_message_bytes: Size = 64 * 2**20
     role: str = ""
     quantization: Quantization = None
+    frames: Frames = None
 
 
 class PointModel(_Model):
@@ -156,6 +160,7 @@ class FusionModel(_Model):
     version: StrictStr | None = None
     threads: Annotated[StrictInt, Field(ge=0)] = 1
     imports: tuple[StrictStr, ...] = ()
+    frames: Frames = None
 
 
 class LimitsModel(_Model):

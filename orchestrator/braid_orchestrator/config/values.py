@@ -58,13 +58,15 @@ class LimitsConfig:
 class FusionConfig:
     """Where the fusion modules run (``embedded`` in the orchestrator, or as a ``service``) and their weights:
     a folder of versions (None: untrained) and the version to start with (None: the newest). ``imports`` are
-    modules that register strategies of one's own."""
+    modules that register strategies of one's own. ``frames`` is the format of states on the wire to the service,
+    see `braid_rpc.frames`; None: as they are."""
 
     placement: Literal["embedded", "service"] = "service"
     weights: str | None = None
     version: str | None = None
     threads: int = 1
     imports: tuple[str, ...] = ()
+    frames: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,18 @@ from dataclasses import replace
 from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
+from braid_orchestrator.engine.frame_link import FrameLink
 from braid_orchestrator.engine.ports import FuseResult
 from braid_rpc.cards import PROTOCOL_VERSION, ChatFormat, ShardCard
-from braid_rpc.errors import BraidError, ProtocolVersionError, UnavailableError
+from braid_rpc.errors import BraidError, FrameError, ProtocolVersionError, UnavailableError
+from braid_rpc.frames import check_frames, frame_code, is_narrower
 from braid_rpc.fusion_client import FusionClient
 from braid_rpc.fusion_messages import lanes_to_proto
 from braid_rpc.shard_client import ShardClient
 from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep, Timings
 from braid_rpc.stream_client import FusionStreamClient, ShardStreamClient
 from braid_rpc.v1 import fusion_pb2, shard_pb2, tensor_pb2
+from braid_services.frames import decode_frame, put_frame
 from braid_services.tensors import decode_torch, encode_torch, put_torch
 
 
@@ -28,10 +31,18 @@ class RemoteShard:
     """A `Shard` behind a gRPC server. ``resolve`` says where; it is asked again for every new connection."""
 
     def __init__(
-        self, name: str, resolve: Callable[[], str], step_timeout_s: float, max_message_bytes: int
+        self,
+        name: str,
+        resolve: Callable[[], str],
+        step_timeout_s: float,
+        max_message_bytes: int,
+        frames: str | None = None,
     ) -> None:
-        """Connect. Raises: UnavailableError, ProtocolVersionError."""
+        """Connect; states travel as ``frames`` (None: in the shard's dtype).
+
+        Raises: UnavailableError, ProtocolVersionError, ConfigError if the shard takes no such frames."""
         self._name = name
+        self._frames = frames
         self._resolve = resolve
         self._step_timeout_s = step_timeout_s
         self._max_message_bytes = max_message_bytes
@@ -69,8 +80,7 @@ class RemoteShard:
         message.start_layer = step.start_layer
         message.end_layer = step.end_layer
         message.final = step.final
-        if step.hidden is not None:
-            put_torch(step.hidden, message.hidden)
+        self._link.put_states(step, message)
         if step.token_ids is not None:
             put_torch(step.token_ids, message.token_ids)
         if step.segments:
@@ -92,7 +102,7 @@ class RemoteShard:
         started = time.perf_counter()
         frame = reply.frame
         self._cache_bytes_free = frame.cache_bytes_free
-        hidden = decode_torch(frame.hidden, max_bytes=self._max_message_bytes, what="frame.hidden")
+        hidden = self._link.take_states(frame.hidden, self._max_message_bytes)
         logits = None
         if frame.HasField("logits"):
             logits = decode_torch(frame.logits, max_bytes=self._max_message_bytes, what="frame.logits")
@@ -145,6 +155,7 @@ class RemoteShard:
                 self._tokenizer = client.tokenizer_file()
         except BraidError as error:
             raise self._named(error) from error
+        self._link = FrameLink(f"shards.{self._name}.frames", self._frames, self._card)
         self._cache_bytes_free = self._card.cache_bytes_free
         self._stream = ShardStreamClient(target, max_message_bytes=self._max_message_bytes)
 
@@ -161,8 +172,9 @@ class RemoteShard:
 class RemoteFusion:
     """A `Fusion` behind a gRPC server. ``resolve`` says where; it is asked again for every new connection."""
 
-    def __init__(self, resolve: Callable[[], str], step_timeout_s: float) -> None:
-        """Connects with `prepare`."""
+    def __init__(self, resolve: Callable[[], str], step_timeout_s: float, frames: str | None = None) -> None:
+        """Connects with `prepare`; states travel as ``frames`` (None: as they are)."""
+        self._frames = frames
         self._resolve = resolve
         self._step_timeout_s = step_timeout_s
         self._plan: BraidPlan | None = None
@@ -185,6 +197,7 @@ class RemoteFusion:
             raise ProtocolVersionError(
                 f"fusion service: got protocol version {card.protocol_version}, expected {PROTOCOL_VERSION}"
             )
+        check_frames("fusion.frames", self._frames, card.frames)
         self._active_version = card.active_version
         self._stream = FusionStreamClient(target)
 
@@ -210,12 +223,22 @@ class RemoteFusion:
         message.segments.extend(_segments(segments))
         if lanes:
             message.lanes.extend(lanes_to_proto(lanes))
+        narrow = any(is_narrower(self._frames, _dtype_name(state)) for state in states)
+        if narrow and self._frames is not None:
+            message.frames = frame_code(self._frames)
         for state in states:
-            put_torch(state, message.states.add())
+            put_frame(state, self._format(state), message.states.add())
         encode_s = time.perf_counter() - started
         reply = self._call(request)
         started = time.perf_counter()
-        fused = [decode_torch(state, what="fused") if state.shape else None for state in reply.fused.states]
+        if len(reply.fused.states) != len(states):
+            raise FrameError(
+                f"fusion service: got {len(reply.fused.states)} states, expected one per shard: {len(states)}"
+            )
+        fused = [
+            _fused(own, message, is_update=narrow)
+            for own, message in zip(states, reply.fused.states, strict=True)
+        ]
         timings = Timings(
             compute_s=reply.timings.compute_us * 1e-6,
             wait_s=reply.timings.wait_us * 1e-6,
@@ -228,11 +251,10 @@ class RemoteFusion:
     ) -> Tensor:
         """See `ports.Fusion`."""
         message = fusion_pb2.ReadOut(
-            step_id=step_id,
-            session_ids=session_ids,
-            hidden=[encode_torch(one) for one in hidden],
-            features=encode_torch(features),
+            step_id=step_id, session_ids=session_ids, features=encode_torch(features)
         )
+        for state in hidden:
+            put_frame(state, self._format(state), message.hidden.add())
         reply = self._call(fusion_pb2.FusionRequest(read_out=message))
         shape = (len(session_ids), len(hidden))
         return decode_torch(reply.weights.log_weights, dtypes=["float32"], shape=shape, what="log_weights")
@@ -272,6 +294,9 @@ class RemoteFusion:
         if self._client is not None:
             self._client.close()
 
+    def _format(self, state: Tensor) -> str | None:
+        return self._frames if is_narrower(self._frames, _dtype_name(state)) else None
+
     def _call(self, request: fusion_pb2.FusionRequest) -> fusion_pb2.FusionReply:
         if self._stream is None:
             raise UnavailableError("fusion service: not connected")
@@ -281,6 +306,20 @@ class RemoteFusion:
             raise type(error)(
                 f"fusion service: {error.message}", retry_after_s=error.retry_after_s
             ) from error
+
+
+def _dtype_name(state: Tensor) -> str:
+    return str(state.dtype).removeprefix("torch.")
+
+
+def _fused(own_TD: Tensor, message: tensor_pb2.Tensor, *, is_update: bool) -> Tensor | None:
+    """A shard's states after fusion; None if they are its own."""
+    if not message.shape:
+        return None
+    if not is_update:
+        return decode_torch(message, shape=own_TD.shape, what="fused")
+    # In the wider of the two dtypes, then in the state's own.
+    return (own_TD + decode_frame(message, shape=own_TD.shape, what="fused")).to(own_TD.dtype)
 
 
 def _segments(segments: Sequence[Segment]) -> list[tensor_pb2.Segment]:

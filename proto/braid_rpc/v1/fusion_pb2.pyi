@@ -18,20 +18,22 @@ class DescribeFusionRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FusionCard(_message.Message):
-    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters")
+    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters", "frames")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
     LOADED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     plan_hash: str
     active_version: str
     loaded_versions: _containers.RepeatedScalarFieldContainer[str]
     num_sessions: int
     num_parameters: int
-    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ...) -> None: ...
+    frames: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoadVersionRequest(_message.Message):
     __slots__ = ("version",)
@@ -147,18 +149,20 @@ class FusionOpened(_message.Message):
     def __init__(self, version: _Optional[str] = ...) -> None: ...
 
 class Fuse(_message.Message):
-    __slots__ = ("step_id", "point", "segments", "states", "lanes")
+    __slots__ = ("step_id", "point", "segments", "states", "lanes", "frames")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     point: int
     segments: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Segment]
     states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     lanes: _containers.RepeatedCompositeFieldContainer[Lane]
-    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[Lane, _Mapping]]] = ...) -> None: ...
+    frames: _tensor_pb2.DType
+    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[Lane, _Mapping]]] = ..., frames: _Optional[_Union[_tensor_pb2.DType, str]] = ...) -> None: ...
 
 class Lane(_message.Message):
     __slots__ = ("segments", "seen")

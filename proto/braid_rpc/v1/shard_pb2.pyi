@@ -12,7 +12,7 @@ class DescribeShardRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ShardCard(_message.Message):
-    __slots__ = ("protocol_version", "name", "model_id", "model_hash", "family", "num_layers", "width", "vocab_size", "tokenizer_hash", "dtype", "quantization", "context_length", "cache_bytes_total", "cache_bytes_free", "block_tokens", "supports_backward", "num_sessions", "eos_token_ids", "num_parameters")
+    __slots__ = ("protocol_version", "name", "model_id", "model_hash", "family", "num_layers", "width", "vocab_size", "tokenizer_hash", "dtype", "quantization", "context_length", "cache_bytes_total", "cache_bytes_free", "block_tokens", "supports_backward", "num_sessions", "eos_token_ids", "num_parameters", "frames")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ShardCard(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     name: str
     model_id: str
@@ -51,7 +52,8 @@ class ShardCard(_message.Message):
     num_sessions: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_parameters: int
-    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., model_id: _Optional[str] = ..., model_hash: _Optional[str] = ..., family: _Optional[str] = ..., num_layers: _Optional[int] = ..., width: _Optional[int] = ..., vocab_size: _Optional[int] = ..., tokenizer_hash: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., context_length: _Optional[int] = ..., cache_bytes_total: _Optional[int] = ..., cache_bytes_free: _Optional[int] = ..., block_tokens: _Optional[int] = ..., supports_backward: _Optional[bool] = ..., num_sessions: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ...) -> None: ...
+    frames: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., model_id: _Optional[str] = ..., model_hash: _Optional[str] = ..., family: _Optional[str] = ..., num_layers: _Optional[int] = ..., width: _Optional[int] = ..., vocab_size: _Optional[int] = ..., tokenizer_hash: _Optional[str] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., context_length: _Optional[int] = ..., cache_bytes_total: _Optional[int] = ..., cache_bytes_free: _Optional[int] = ..., block_tokens: _Optional[int] = ..., supports_backward: _Optional[bool] = ..., num_sessions: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FetchTokenizerRequest(_message.Message):
     __slots__ = ()
@@ -165,7 +167,7 @@ class Opened(_message.Message):
     def __init__(self, cache_bytes_free: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("step_id", "start_layer", "end_layer", "final", "segments", "token_ids", "logit_rows", "hidden")
+    __slots__ = ("step_id", "start_layer", "end_layer", "final", "segments", "token_ids", "logit_rows", "hidden", "update", "unchanged", "frames")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     START_LAYER_FIELD_NUMBER: _ClassVar[int]
     END_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +176,9 @@ class Step(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGIT_ROWS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     start_layer: int
     end_layer: int
@@ -182,7 +187,10 @@ class Step(_message.Message):
     token_ids: _tensor_pb2.Tensor
     logit_rows: _containers.RepeatedScalarFieldContainer[int]
     hidden: _tensor_pb2.Tensor
-    def __init__(self, step_id: _Optional[int] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., final: _Optional[bool] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., logit_rows: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    update: _tensor_pb2.Tensor
+    unchanged: bool
+    frames: _tensor_pb2.DType
+    def __init__(self, step_id: _Optional[int] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., final: _Optional[bool] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., logit_rows: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., update: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., unchanged: _Optional[bool] = ..., frames: _Optional[_Union[_tensor_pb2.DType, str]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hidden", "logits", "cache_bytes_free")

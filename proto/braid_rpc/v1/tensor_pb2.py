@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62raid_rpc/v1/tensor.proto\x12\x08\x62raid.v1\"E\n\x06Tensor\x12\x1e\n\x05\x64type\x18\x01 \x01(\x0e\x32\x0f.braid.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"A\n\x07Segment\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08num_rows\x18\x03 \x01(\r\"H\n\x0bStepTimings\x12\x12\n\ncompute_us\x18\x01 \x01(\r\x12\x0f\n\x07wait_us\x18\x02 \x01(\r\x12\x14\n\x0cserialize_us\x18\x03 \x01(\r\"=\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01*\xbe\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x12\x0f\n\x0b\x44TYPE_INT32\x10\x06\x12\x0e\n\nDTYPE_INT8\x10\x07\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x08\x12\x0e\n\nDTYPE_BOOL\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62raid_rpc/v1/tensor.proto\x12\x08\x62raid.v1\"U\n\x06Tensor\x12\x1e\n\x05\x64type\x18\x01 \x01(\x0e\x32\x0f.braid.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\"A\n\x07Segment\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08num_rows\x18\x03 \x01(\r\"H\n\x0bStepTimings\x12\x12\n\ncompute_us\x18\x01 \x01(\r\x12\x0f\n\x07wait_us\x18\x02 \x01(\r\x12\x14\n\x0cserialize_us\x18\x03 \x01(\r\"=\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01*\xbe\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x12\x0f\n\x0b\x44TYPE_INT32\x10\x06\x12\x0e\n\nDTYPE_INT8\x10\x07\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x08\x12\x0e\n\nDTYPE_BOOL\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'braid_rpc.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=315
-  _globals['_DTYPE']._serialized_end=505
+  _globals['_DTYPE']._serialized_start=331
+  _globals['_DTYPE']._serialized_end=521
   _globals['_TENSOR']._serialized_start=39
-  _globals['_TENSOR']._serialized_end=108
-  _globals['_SEGMENT']._serialized_start=110
-  _globals['_SEGMENT']._serialized_end=175
-  _globals['_STEPTIMINGS']._serialized_start=177
-  _globals['_STEPTIMINGS']._serialized_end=249
-  _globals['_ERROR']._serialized_start=251
-  _globals['_ERROR']._serialized_end=312
+  _globals['_TENSOR']._serialized_end=124
+  _globals['_SEGMENT']._serialized_start=126
+  _globals['_SEGMENT']._serialized_end=191
+  _globals['_STEPTIMINGS']._serialized_start=193
+  _globals['_STEPTIMINGS']._serialized_end=265
+  _globals['_ERROR']._serialized_start=267
+  _globals['_ERROR']._serialized_end=328
 # @@protoc_insertion_point(module_scope)

@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
+import torch
 
 from braid_fusion.plan import BraidPlan
 from braid_fusion.readout import NUM_LOGIT_FEATURES
 from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_rpc.errors import BraidError, ConfigError, InvalidRequestError, ShapeMismatchError
+from braid_rpc.frames import FRAME_FORMATS
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import Lane, Segment
-from braid_rpc.tensor import FLOAT_DTYPES
+from braid_rpc.tensor import DTYPE_NAMES, FLOAT_DTYPES
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
+from braid_services.frames import decode_frame, put_frame
 from braid_services.fusion.backend import FusionBackend, FusionStream
 from braid_services.tensors import decode_torch, put_torch
+
+_STATE_FORMATS = (*sorted(FLOAT_DTYPES), "int8")
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +115,7 @@ class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
             loaded_versions=status.loaded_versions,
             num_sessions=status.num_sessions,
             num_parameters=status.num_parameters,
+            frames=FRAME_FORMATS,
         )
 
 
@@ -161,13 +167,22 @@ class _Call:
         num_rows = sum(segment.num_rows for segment in segments)
         rows = [lanes[lane].num_rows if lanes else num_rows for lane in plan.lane_of]
         states = self._states(op.states, rows)
+        frames = _frames(op)
+        if frames is not None:  # an update must not be rounded as the narrow states that it is made from
+            states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         started = time.perf_counter()
         fused = self._stream.fuse(op.step_id, op.point, segments, states, lanes)
         compute_s = time.perf_counter() - started
-        for state in fused.states:
+        for given, state in zip(states, fused.states, strict=True):
             message = reply.fused.states.add()
-            if state is not None:
+            if state is None:
+                continue
+            if frames is None:
                 put_torch(state, message)
+            else:
+                update = state - given
+                if bool(update.any()):
+                    put_frame(update, frames, message)
         return compute_s
 
     def _read_out(self, op: fusion_pb2.ReadOut, reply: fusion_pb2.FusionReply) -> float:
@@ -200,9 +215,9 @@ class _Call:
         if len(messages) != len(shards):
             raise ShapeMismatchError(f"states: got {len(messages)}, expected one per shard: {len(shards)}")
         return [
-            decode_torch(
+            decode_frame(
                 message,
-                dtypes=FLOAT_DTYPES,
+                formats=_STATE_FORMATS,
                 shape=(rows, shard.width),
                 max_bytes=self._max_bytes,
                 what=f"state of shard {shard.name!r}",
@@ -223,3 +238,15 @@ def _lanes(op: fusion_pb2.Fuse) -> tuple[Lane, ...]:
         )
         for index, lane in enumerate(op.lanes)
     )
+
+
+def _frames(op: fusion_pb2.Fuse) -> str | None:
+    """The format for updates in the reply; None: injected states are wanted as they are."""
+    if not op.frames:
+        return None
+    name = DTYPE_NAMES.get(op.frames)
+    if name not in FRAME_FORMATS:
+        raise InvalidRequestError(
+            f"fuse: frames: got {name or op.frames}, expected one of {', '.join(FRAME_FORMATS)}"
+        )
+    return name

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
+from braid_rpc.frames import formats_for
 from braid_services.shard import fingerprint, loading, parity
 from braid_services.shard.cache import CachePool
 from braid_services.shard.config import ShardConfig
@@ -175,5 +176,6 @@ class ShardBackend:
             block_tokens=self.pool.block_tokens,
             num_parameters=self.model.num_parameters(),
             quantization=stored_quantization(self.model),
+            frames=formats_for(str(self.spans.dtype).removeprefix("torch.")),
             eos_token_ids=loading.eos_token_ids(self.model),
         )

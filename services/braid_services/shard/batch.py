@@ -27,7 +27,8 @@ from braid_services.shard.spans import SpanModel, SpanRun, check_packed
 class Batch:
     """Rows of several sessions, suspended after one span until the next.
 
-    ``lengths`` are the sessions' once the batch counts; ``layer`` is where it stands.
+    ``lengths`` are the sessions' once the batch counts; ``layer`` is where it stands, and ``states`` (T, D) those
+    there, on the model's device.
     """
 
     step_id: int
@@ -37,6 +38,7 @@ class Batch:
     num_logit_rows: int
     run: SpanRun
     layer: int = 0
+    states: Tensor | None = None
 
 
 def new_batch(
@@ -47,7 +49,7 @@ def new_batch(
     Raises: StepOrderError, ShapeMismatchError, InvalidRequestError, ContextLengthError, and what ``find`` raises.
     """
     token_ids_T = step.token_ids
-    if token_ids_T is None or step.start_layer != 0 or step.hidden is not None:
+    if token_ids_T is None or step.start_layer != 0 or _num_states(step):
         raise StepOrderError(
             f"step {step.step_id}: got token ids at layer {step.start_layer}, expected them at layer 0 "
             "and without hidden states"
@@ -116,19 +118,44 @@ def check_end(step: SpanStep[Tensor], sessions: Sequence[SessionCache], num_laye
             )
 
 
-def check_hidden(step: SpanStep[Tensor], num_rows: int, spans: SpanModel) -> Tensor:
-    """A later span's states, on the model's device. Raises: StepOrderError, ShapeMismatchError, FrameError."""
-    hidden_TD = step.hidden
-    if hidden_TD is None:
-        raise StepOrderError(f"step {step.step_id}: a span from layer {step.start_layer} needs hidden states")
-    if hidden_TD.shape != (num_rows, spans.width):
-        raise ShapeMismatchError(
-            f"step {step.step_id}: hidden has shape {tuple(hidden_TD.shape)}, "
-            f"expected {(num_rows, spans.width)}"
+def next_states(step: SpanStep[Tensor], batch: Batch, spans: SpanModel) -> Tensor:
+    """What a later span goes on with, on the model's device.
+
+    Raises: StepOrderError, ShapeMismatchError, FrameError.
+    """
+    own_TD = batch.states
+    if _num_states(step) != 1 or own_TD is None:
+        raise StepOrderError(
+            f"step {step.step_id}: a span from layer {step.start_layer} needs hidden states: itself, an update, "
+            "or unchanged, and only one of them"
         )
-    if hidden_TD.dtype != spans.dtype:
-        raise FrameError(f"step {step.step_id}: hidden has dtype {hidden_TD.dtype}, expected {spans.dtype}")
-    return hidden_TD.to(spans.device)
+    if step.unchanged:
+        return own_TD
+    if step.hidden is not None:
+        _check_states("hidden", step.step_id, step.hidden, own_TD)
+        if step.hidden.dtype != spans.dtype:
+            raise FrameError(
+                f"step {step.step_id}: hidden has dtype {step.hidden.dtype}, expected {spans.dtype}"
+            )
+        return step.hidden.to(spans.device)
+    update_TD = step.update
+    if update_TD is None or not update_TD.is_floating_point():
+        raise FrameError(f"step {step.step_id}: got an update that is not of floats, expected floats")
+    _check_states("update", step.step_id, update_TD, own_TD)
+    # In the wider of the two, so that neither loses its precision before they meet.
+    dtype = torch.promote_types(update_TD.dtype, spans.dtype)
+    return (own_TD.to(dtype) + update_TD.to(spans.device, dtype)).to(spans.dtype)
+
+
+def _num_states(step: SpanStep[Tensor]) -> int:
+    return (step.hidden is not None) + (step.update is not None) + step.unchanged
+
+
+def _check_states(what: str, step_id: int, got_TD: Tensor, own_TD: Tensor) -> None:
+    if got_TD.shape != own_TD.shape:
+        raise ShapeMismatchError(
+            f"step {step_id}: {what} has shape {tuple(got_TD.shape)}, expected {tuple(own_TD.shape)}"
+        )
 
 
 def check_result_size(
@@ -155,7 +182,8 @@ def is_repeat(step: SpanStep[Tensor], last: SpanStep[Tensor]) -> bool:
         == (last.step_id, last.start_layer, last.end_layer, last.final)
         and (step.segments, step.logit_rows) == (last.segments, last.logit_rows)
         and _same(step.token_ids, last.token_ids)
-        and _same(step.hidden, last.hidden)
+        and (_same(step.hidden, last.hidden) and _same(step.update, last.update))
+        and step.unchanged == last.unchanged
     )
 
 

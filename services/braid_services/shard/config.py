@@ -15,6 +15,7 @@ class ShardConfig:
     ``threads`` 0 leaves torch's own choice. ``cache_bytes`` bounds all sessions' keys and values together;
     they are allocated in blocks of ``block_tokens``. Sessions untouched for ``session_ttl_s`` are evicted.
     ``max_message_bytes`` bounds one message on the wire, both ways. ``quantization`` is None, ``int8`` or ``nf4``.
+    ``frames`` is the format of states on the wire, see `braid_rpc.frames`; None: the model's dtype.
     """
 
     name: str
@@ -28,3 +29,4 @@ class ShardConfig:
     max_message_bytes: int = 64 * 2**20
     role: str = ""
     quantization: str | None = None
+    frames: str | None = None

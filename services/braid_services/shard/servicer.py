@@ -13,9 +13,12 @@ from torch import Tensor
 from braid_rpc.cards import TokenizerFile
 from braid_rpc.channels import ENVELOPE_BYTES
 from braid_rpc.errors import BraidError, InvalidRequestError
+from braid_rpc.frames import frame_code
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import OpenSession, Segment, SpanStep
-from braid_rpc.v1 import shard_pb2, shard_pb2_grpc
+from braid_rpc.tensor import DTYPE_NAMES
+from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
+from braid_services.frames import decode_frame, put_frame
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.stream import ShardStream
 from braid_services.tensors import decode_torch, put_torch
@@ -33,6 +36,8 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         self._max_bytes = backend.config.max_message_bytes
         self._max_result_bytes = self._max_bytes - min(ENVELOPE_BYTES, self._max_bytes // 2)
         self._dtype = backend.card.dtype
+        self._frames = backend.card.frames
+        self._dtype_code = frame_code(self._dtype)
         self._width = backend.spans.width
 
     def Describe(self, request: Any, context: Any) -> shard_pb2.ShardCard:  # noqa: N802
@@ -108,8 +113,11 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
             segments=tuple(Segment(s.session_id, s.position, s.num_rows) for s in step.segments),
             token_ids=self._token_ids(step),
             logit_rows=tuple(step.logit_rows),
-            hidden=self._hidden(step),
+            hidden=self._states(step, "hidden", (self._dtype,)),
+            update=self._states(step, "update", self._frames),
+            unchanged=step.unchanged,
         )
+        frames = self._wanted_frames(step)
         decoded_s = time.perf_counter()
         result = stream.step(span_step)
         stepped_s = time.perf_counter()
@@ -117,7 +125,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         reply = shard_pb2.ShardReply()
         reply.id = request_id
         frame = reply.frame
-        put_torch(result.hidden, frame.hidden)
+        put_frame(result.hidden, frames, frame.hidden)
         if result.logits is not None:
             put_torch(result.logits, frame.logits)
         frame.cache_bytes_free = result.cache_bytes_free
@@ -134,13 +142,24 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
             step.token_ids, dtypes=_TOKEN_DTYPES, shape=(None,), max_bytes=self._max_bytes, what="token_ids"
         )
 
-    def _hidden(self, step: shard_pb2.Step) -> Tensor | None:
-        if not step.HasField("hidden"):
+    def _states(self, step: shard_pb2.Step, field: str, formats: tuple[str, ...]) -> Tensor | None:
+        if not step.HasField(field):
             return None
-        return decode_torch(
-            step.hidden,
-            dtypes=(self._dtype,),
+        return decode_frame(
+            getattr(step, field),
+            formats=formats,
             shape=(None, self._width),
             max_bytes=self._max_bytes,
-            what="hidden",
+            what=field,
         )
+
+    def _wanted_frames(self, step: shard_pb2.Step) -> str | None:
+        """The format for the reply's states; None: as they are."""
+        if step.frames in (tensor_pb2.DTYPE_UNSPECIFIED, self._dtype_code):
+            return None
+        name = DTYPE_NAMES.get(step.frames)
+        if name not in self._frames:
+            raise InvalidRequestError(
+                f"step {step.step_id}: frames: got {name or step.frames}, expected one of {', '.join(self._frames)}"
+            )
+        return name

@@ -25,10 +25,10 @@ from braid_services.shard.batch import (
     Batch,
     check_end,
     check_follows,
-    check_hidden,
     check_result_size,
     is_repeat,
     new_batch,
+    next_states,
 )
 from braid_services.shard.cache import Resize, SessionCache
 
@@ -153,7 +153,7 @@ class ShardStream:
         if not all(session.is_open for session in batch.sessions):
             self._give_up_batch()
             raise UnknownSessionError(f"step {step.step_id}: a session was evicted while its batch waited")
-        hidden_TD = check_hidden(step, batch.num_rows, self._spans)
+        hidden_TD = next_states(step, batch, self._spans)
         check_end(step, batch.sessions, self._spans.num_layers)
         check_result_size(step, batch, self._spans, self._max_result_bytes)
         return self._run_span(batch, step, hidden_TD)
@@ -169,7 +169,8 @@ class ShardStream:
                 hidden, logits = batch.run.finish(hidden_TD)
                 out = hidden.cpu(), logits.cpu()
             else:
-                out = batch.run.advance(step.end_layer, hidden_TD).cpu(), None
+                batch.states = batch.run.advance(step.end_layer, hidden_TD)
+                out = batch.states.cpu(), None
         except BaseException:
             self._give_up_batch()
             raise
