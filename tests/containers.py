@@ -92,6 +92,12 @@ class Compose:
         (found,) = json.loads(done.stdout)
         return dict(found)
 
+    def python(self, container: str, code: str) -> str:
+        """What a program prints that runs in a container."""
+        command = ["docker", "exec", container, "python", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMMAND_S)
+        return done.stdout
+
     def kill(self, container: str) -> None:
         """At once and for good."""
         subprocess.run(["docker", "kill", container], capture_output=True, check=True, timeout=COMMAND_S)

@@ -20,7 +20,7 @@ from braid_orchestrator.config.values import FUSION, ORCHESTRATOR
 DEPLOY = REPOSITORY / "deploy"
 SERVE_FILES = [DEPLOY / "braid.yaml", *sorted((DEPLOY / "examples").glob("*.yaml"))]
 # What a container of its own is for beside the parts of the braid.
-BESIDE: set[str] = set()
+BESIDE = {"redis"}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -48,12 +48,9 @@ def test_compose_runs_every_part_of_the_braid_by_its_name() -> None:
     assert services[FUSION]["command"][0] == "fusion" and parsed(services[FUSION]["command"])
     serve = services[ORCHESTRATOR]["command"]
     assert serve[0] == "serve"
-    assert (parsed(serve)["host"], parsed(serve)["http_port"], parsed(serve)["grpc_port"]) == (
-        "0.0.0.0",
-        8000,
-        9000,
-    )
-    assert set(parsed(serve)["shard"]) == {f"{name}={name}:7000" for name in shards}
+    options = parsed(serve)
+    assert (options["host"], options["http_port"], options["grpc_port"]) == ("0.0.0.0", 8000, 9000)
+    assert options["join"] is True
     assert set(services[ORCHESTRATOR]["depends_on"]) == set(services) - {ORCHESTRATOR}
 
 
@@ -89,9 +86,10 @@ def test_the_variables_that_compose_takes_are_documented_with_their_defaults() -
 
 def test_the_image_installs_what_the_services_need_and_nothing_else() -> None:
     requirements = runpy.run_path(str(DEPLOY / "requirements.py"))["requirements"]
-    found = requirements(PROJECT, ["services"])
+    found = requirements(PROJECT, ["services", "redis"])
     extras = PROJECT["optional-dependencies"]
-    expected = {*PROJECT["dependencies"], *extras["models"], *extras["services"]} - {"braid[models]"}
+    expected = {*PROJECT["dependencies"], *extras["models"], *extras["services"], *extras["redis"]}
+    expected -= {"braid[models]"}
     assert set(found) == expected and len(found) == len(expected)
     assert not any(requirement.startswith(("ray", "pytest", "braid")) for requirement in found)
     with pytest.raises(KeyError, match="nothing"):
