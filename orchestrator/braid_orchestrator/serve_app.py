@@ -25,7 +25,8 @@ from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.schema import parse_braid_config
 from braid_orchestrator.config.values import FUSION, ORCHESTRATOR, BraidConfig, FusionConfig
 from braid_orchestrator.http.app import create_app
-from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, fail_serve_call
+from braid_orchestrator.serving.api_keys import ApiKeys
+from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, check_metadata, fail_serve_call
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_orchestrator.serving.port import BraidPort
 from braid_orchestrator.serving.probing import probe
@@ -118,6 +119,7 @@ class OrchestratorReplica:
             None if fusion is None else _resolver(FUSION, fusion),
         )
         self.metered = MeteredService(self._service)
+        self.keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
         self._rpc = BraidRpc(lambda: self.metered)
 
     async def check_health(self) -> None:
@@ -129,6 +131,7 @@ class OrchestratorReplica:
     ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
         """Stream a completion."""
         try:
+            self._admit(grpc_context)
             async with aclosing(self._rpc.generate(request)) as messages:
                 async for message in messages:
                     yield message
@@ -141,6 +144,7 @@ class OrchestratorReplica:
     ) -> braid_pb2.ScoreReply:
         """Log-probabilities of a text."""
         try:
+            self._admit(grpc_context)
             return await self._rpc.score(request)
         except Exception as error:  # noqa: BLE001
             fail_serve_call(grpc_context, error, "Score")
@@ -151,6 +155,7 @@ class OrchestratorReplica:
     ) -> braid_pb2.BraidCard:
         """What the braid is made of."""
         try:
+            self._admit(grpc_context)
             return await self._rpc.describe(request)
         except Exception as error:  # noqa: BLE001
             fail_serve_call(grpc_context, error, "Describe")
@@ -161,31 +166,40 @@ class OrchestratorReplica:
     ) -> braid_pb2.CancelReply:
         """End a running request."""
         try:
+            self._admit(grpc_context)
             return await self._rpc.cancel(request)
         except Exception as error:  # noqa: BLE001
             fail_serve_call(grpc_context, error, "Cancel")
             return braid_pb2.CancelReply()
+
+    def _admit(self, context: ServeContext) -> None:
+        if self.keys is not None:
+            check_metadata(self.keys, context.invocation_metadata())
 
     def __del__(self) -> None:
         if hasattr(self, "_service"):
             self._service.stop()
 
 
-def _metered() -> MeteredService:
-    """The service of the replica in which this runs."""
+def _orchestrator() -> OrchestratorReplica:
+    """The replica in which this runs."""
     replica: OrchestratorReplica | None = serve.get_replica_context().servable_object
     if replica is None:
         raise UnavailableError("the orchestrator is starting", retry_after_s=1.0)
-    return replica.metered
+    return replica
 
 
 def _service() -> BraidPort:
-    return _metered()
+    return _orchestrator().metered
 
 
 def _app() -> FastAPI:
     """Called once in every replica of the ingress."""
-    return create_app(_service, lambda: _metered().render_metrics())
+    return create_app(
+        _service,
+        lambda: _orchestrator().metered.render_metrics(),
+        get_keys=lambda: _orchestrator().keys,
+    )
 
 
 def _resolver(name: str, handle: Any) -> Callable[[], str]:

@@ -49,9 +49,11 @@ APPLICATION_KEY = "application"
 DEFAULT_APPLICATION = "braid"
 
 
-def call_metadata(application: str, metadata: Mapping[str, str] | None) -> Metadata:
+def call_metadata(application: str, api_key: str, metadata: Mapping[str, str] | None) -> Metadata:
     """What goes with every call of a client."""
     extra = tuple((metadata or {}).items())
+    if api_key:
+        extra = (("authorization", f"Bearer {api_key}"), *extra)
     return ((APPLICATION_KEY, application), *extra) if application else extra
 
 
@@ -64,6 +66,7 @@ class BraidClient:
             `stream` take as long as the server allows unless they are given a timeout.
         retries: how often a call is repeated that nobody answered. A generation is repeated only as long as
             nothing of it has arrived.
+        api_key: for a service that asks for one.
         metadata: sent with every call.
 
     Every method raises `BraidError`s only, in the class that the server raised.
@@ -76,11 +79,12 @@ class BraidClient:
         application: str = DEFAULT_APPLICATION,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = 2,
+        api_key: str = "",
         metadata: Mapping[str, str] | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
-        self._options = CallOptions(target, timeout_s, retries, call_metadata(application, metadata))
+        self._options = CallOptions(target, timeout_s, retries, call_metadata(application, api_key, metadata))
         self._channel = make_channel(target, max_message_bytes)
         self._stub = braid_pb2_grpc.BraidStub(self._channel)
 

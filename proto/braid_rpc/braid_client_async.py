@@ -49,11 +49,12 @@ class AsyncBraidClient:
         application: str = DEFAULT_APPLICATION,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = 2,
+        api_key: str = "",
         metadata: Mapping[str, str] | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
-        self._options = CallOptions(target, timeout_s, retries, call_metadata(application, metadata))
+        self._options = CallOptions(target, timeout_s, retries, call_metadata(application, api_key, metadata))
         self._channel = make_aio_channel(target, max_message_bytes)
         self._stub = braid_pb2_grpc.BraidStub(self._channel)
 

@@ -21,6 +21,7 @@ BraidError                      INTERNAL             500
 │   └── CacheFullError                                     no room for keys and values
 ├── UnavailableError            UNAVAILABLE          503   try again; `retry_after_s` says when
 ├── DeadlineError               DEADLINE_EXCEEDED    504
+├── AuthenticationError         UNAUTHENTICATED      401   no API key, or one that is not known
 └── RequestCancelledError       CANCELLED            499
 """
 
@@ -149,6 +150,12 @@ class DeadlineError(BraidError):
     grpc_status, http_status = "DEADLINE_EXCEEDED", 504
 
 
+class AuthenticationError(BraidError):
+    """No API key, or one that is not known."""
+
+    grpc_status, http_status = "UNAUTHENTICATED", 401
+
+
 class RequestCancelledError(BraidError):
     """Cancelled by the client."""
 
@@ -172,6 +179,7 @@ STATUS_TYPES: dict[str, type[BraidError]] = {
     "RESOURCE_EXHAUSTED": CapacityError,
     "UNAVAILABLE": UnavailableError,
     "DEADLINE_EXCEEDED": DeadlineError,
+    "UNAUTHENTICATED": AuthenticationError,
     "CANCELLED": RequestCancelledError,
 }
 

@@ -21,6 +21,7 @@ from braid_orchestrator.engine.requests import (
     TokenEvent,
     TopLogprob,
 )
+from braid_orchestrator.serving.probing import own_key_headers
 from braid_rpc.errors import ERROR_TYPES, BraidError, UnavailableError
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ class HttpBraid(Braid):
         self._url = url.rstrip("/")
         # Between two tokens there may be a long prompt of somebody else.
         self._http = httpx.Client(
-            base_url=self._url, timeout=httpx.Timeout(600.0, connect=5.0), trust_env=False
+            base_url=self._url,
+            timeout=httpx.Timeout(600.0, connect=5.0),
+            trust_env=False,
+            headers=own_key_headers(),
         )
 
     def stream(self, request: GenerateRequest, model: str | None) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, cast
@@ -18,6 +19,7 @@ from braid_orchestrator.engine.requests import (
     TokenEvent,
     TopLogprob,
 )
+from braid_orchestrator.serving.probing import OWN_KEY_VARIABLE
 from braid_rpc import BraidClient, completions
 from braid_rpc.completions import GenerateOptions
 
@@ -26,7 +28,7 @@ class GrpcBraid(Braid):
     """At ``host:port`` or ``unix:/path``."""
 
     def __init__(self, target: str) -> None:
-        self._client = BraidClient(target)
+        self._client = BraidClient(target, api_key=os.environ.get(OWN_KEY_VARIABLE, ""))
 
     def stream(self, request: GenerateRequest, model: str | None) -> Iterator[Event]:
         """See `Braid`."""

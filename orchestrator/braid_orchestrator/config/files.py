@@ -27,7 +27,10 @@ def locate_files(config: BraidConfig, elsewhere: Collection[str] = ()) -> BraidC
             raise ConfigError(f"fusion.weights: no folder {folder.absolute()}; {_HINT}, null means untrained")
         fusion = replace(fusion, weights=str(folder.absolute()))
     shards = (shard if shard.name in elsewhere else _locate(shard) for shard in config.shards)
-    return replace(config, shards=tuple(shards), fusion=fusion)
+    auth = config.auth
+    if auth.api_keys_file is not None:
+        auth = replace(auth, api_keys_file=str(Path(auth.api_keys_file).expanduser().absolute()))
+    return replace(config, shards=tuple(shards), fusion=fusion, auth=auth)
 
 
 def _locate(shard: ShardConfig) -> ShardConfig:

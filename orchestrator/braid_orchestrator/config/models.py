@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from braid_orchestrator.config.values import (
     FUSION,
     ORCHESTRATOR,
+    AuthConfig,
     BraidConfig,
     FusionConfig,
     LimitsConfig,
@@ -199,6 +200,12 @@ class StateModel(_Model):
             )
 
 
+class AuthModel(_Model):
+    """Who may ask."""
+
+    api_keys_file: StrictStr | None = None
+
+
 class BraidModel(_Model):
     """The whole file, or the ``args`` of a Ray Serve application."""
 
@@ -210,6 +217,7 @@ class BraidModel(_Model):
     fusion: FusionModel = Field(default_factory=FusionModel)
     limits: LimitsModel = Field(default_factory=LimitsModel)
     state: StateModel = Field(default_factory=StateModel)
+    auth: AuthModel = Field(default_factory=AuthModel)
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
 
     def check_references(self) -> None:
@@ -271,6 +279,7 @@ class BraidModel(_Model):
             fusion=FusionConfig(**self.fusion.model_dump()),
             limits=LimitsConfig(**self.limits.model_dump()),
             state=StateConfig(**self.state.model_dump()),
+            auth=AuthConfig(**self.auth.model_dump()),
             seed=self.seed,
         )
 
@@ -282,4 +291,5 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "fusion": FusionModel,
     "limits": LimitsModel,
     "state": StateModel,
+    "auth": AuthModel,
 }

@@ -82,6 +82,14 @@ class StateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """Who may ask. ``api_keys_file`` holds one key per line; None, and no BRAID_API_KEYS in the environment:
+    everybody."""
+
+    api_keys_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BraidConfig:
     """The whole, as one file describes it."""
 
@@ -93,4 +101,5 @@ class BraidConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     state: StateConfig = field(default_factory=StateConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     seed: int = 0

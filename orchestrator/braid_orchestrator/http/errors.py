@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from braid_orchestrator.config.messages import show
-from braid_rpc.errors import BraidError, InvalidRequestError
+from braid_rpc.errors import AuthenticationError, BraidError, InvalidRequestError
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,11 @@ def error_body(error: BraidError) -> dict[str, Any]:
 
 def error_response(error: BraidError) -> JSONResponse:
     """The answer to a request that failed; says when to come back if the error knows."""
-    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s > 0 else None
+    headers: dict[str, str] = {}
+    if error.retry_after_s > 0:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, AuthenticationError):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=error.http_status, headers=headers)
 
 
@@ -63,6 +67,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ValueError | RecursionError):
+            return error_response(InvalidRequestError(_unreadable(error.__cause__)))
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
         body = {"message": message, "type": "HTTPError", "param": None, "code": error.status_code}
         return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
@@ -70,6 +76,15 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         return error_response(internal_error(error))
+
+
+def _unreadable(cause: Exception) -> str:
+    """Why a body is no JSON, where that has to do with its bytes or its depth."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"body: got bytes that are not UTF-8 at {cause.start}, expected JSON in UTF-8"
+    if isinstance(cause, RecursionError):
+        return "body: got JSON that is nested too deeply"
+    return f"body: got what is no JSON: {str(cause)[:200]}"
 
 
 def _explain(error: RequestValidationError) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_orchestrator.serving.grpc_messages import (
     card_message,
     event_message,
@@ -25,7 +26,7 @@ from braid_orchestrator.serving.grpc_messages import (
 )
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, server_options
-from braid_rpc.errors import BraidError, UnavailableError
+from braid_rpc.errors import AuthenticationError, BraidError, UnavailableError
 from braid_rpc.status import error_to_status
 from braid_rpc.v1 import braid_pb2, braid_pb2_grpc
 
@@ -129,6 +130,9 @@ async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: st
 class ServeContext(Protocol):
     """What is used of Ray Serve's context of a call."""
 
+    def invocation_metadata(self) -> Iterable[tuple[str, str]]:
+        """What came with the call."""
+
     def set_code(self, code: grpc.StatusCode) -> None:
         """The status to end with."""
 
@@ -151,6 +155,35 @@ def fail_serve_call(context: ServeContext, error: Exception, method: str) -> Non
     context.set_trailing_metadata(list(metadata))
 
 
+class ApiKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets no call pass without a key in the metadata ``authorization``, but health checks."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See grpc."""
+        if not details.method.startswith(f"/{health.SERVICE_NAME}/"):
+            try:
+                check_metadata(self._keys, details.invocation_metadata)
+            except AuthenticationError as error:
+                return grpc.stream_stream_rpc_method_handler(_refusing(error, details.method))
+        return await continuation(details)
+
+
+def check_metadata(keys: ApiKeys, metadata: Iterable[Any]) -> None:
+    """Raises: AuthenticationError unless the metadata of a call hold one key."""
+    values = [value for name, value in metadata if name == "authorization"]
+    keys.check(values[0] if len(values) == 1 and isinstance(values[0], str) else None)
+
+
+def _refusing(error: BraidError, method: str) -> Callable[[Any, grpc.aio.ServicerContext], Any]:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
+        await _abort(context, error, method)
+
+    return refuse
+
+
 class BraidServer:
     """A `grpc.aio` server of one braid, with health and reflection. Made, started and stopped in one loop."""
 
@@ -160,8 +193,11 @@ class BraidServer:
         targets: Sequence[str],
         *,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        keys: ApiKeys | None = None,
     ) -> None:
-        self._server = grpc.aio.server(options=server_options(max_message_bytes))
+        """``keys`` None: nobody is asked for a key."""
+        interceptors = [] if keys is None else [ApiKeyInterceptor(keys)]
+        self._server = grpc.aio.server(options=server_options(max_message_bytes), interceptors=interceptors)
         braid_pb2_grpc.add_BraidServicer_to_server(BraidServicer(BraidRpc(get_service)), self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

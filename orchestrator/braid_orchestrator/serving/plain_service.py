@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import tempfile
@@ -14,12 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-import uvicorn
-
 from braid_orchestrator.config.schema import Endpoints
 from braid_orchestrator.config.values import FUSION, BraidConfig
-from braid_orchestrator.http.app import create_app
-from braid_orchestrator.serving.grpc_servicer import BraidServer
+from braid_orchestrator.serving.api_keys import ApiKeys
+from braid_orchestrator.serving.connections import allow_many_files
+from braid_orchestrator.serving.front_ends import FrontEnds
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_orchestrator.serving.places import Places
 from braid_orchestrator.serving.probing import wait_healthy
@@ -29,9 +29,6 @@ from braid_orchestrator.state.opening import open_store
 from braid_rpc.errors import ConflictError
 
 _log = logging.getLogger(__name__)
-
-# How long streams may go on after the signal to stop.
-DRAIN_S = 5
 
 
 def process_specs(
@@ -90,6 +87,8 @@ def serve_plain(
     """
     from braid_orchestrator.assembly import assemble_remote
 
+    keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
+    allow_many_files()
     with (
         ended_by_signals(),
         _listen(endpoints) as http_socket,
@@ -110,7 +109,7 @@ def serve_plain(
             places.wait(give_up_s, supervisor.check_alive)
             service = assemble_remote(config, places.shards(), places.fusion())
             try:
-                asyncio.run(_run(MeteredService(service), http_socket, endpoints, on_ready))
+                asyncio.run(_run(MeteredService(service), http_socket, endpoints, keys, on_ready))
             finally:
                 service.stop()
 
@@ -119,35 +118,15 @@ async def _run(
     service: MeteredService,
     http_socket: socket.socket,
     endpoints: Endpoints,
+    keys: ApiKeys | None,
     on_ready: Callable[[str, str], None],
 ) -> None:
-    app = create_app(lambda: service, service.render_metrics)
-    http = _QuietServer(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
-    )
-    rpc = BraidServer(lambda: service, [f"{endpoints.host}:{endpoints.grpc_port}"])
+    fronts = FrontEnds(service, http_socket, f"{endpoints.host}:{endpoints.grpc_port}", keys)
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, http.begin_exit)
-    await rpc.start()
-    try:
-        on_ready(f"http://{endpoints.host}:{http_socket.getsockname()[1]}", rpc.targets[0])
-        await http.serve(sockets=[http_socket])
-    finally:
-        await rpc.stop()
-
-
-class _QuietServer(uvicorn.Server):
-    """Leaves signals to us: they end the gRPC server and the children too."""
-
-    def begin_exit(self) -> None:
-        """Take no more requests; `serve` returns once the running ones are done."""
-        self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
+        loop.add_signal_handler(number, fronts.begin_exit)
+    url = f"http://{endpoints.host}:{http_socket.getsockname()[1]}"
+    await fronts.run(lambda: on_ready(url, fronts.grpc_target))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -15,6 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from braid_rpc.channels import make_channel
 from braid_rpc.errors import InvalidRequestError, UnavailableError
+
+# The key that this program shows to a braid that asks for one.
+OWN_KEY_VARIABLE = "BRAID_API_KEY"
 
 
 def probe(target: str, timeout_s: float = 5.0) -> None:
@@ -38,7 +42,9 @@ def probe_http(url: str, path: str, timeout_s: float = 5.0) -> None:
     # By the standard library: a container engine asks every few seconds, and a larger client takes longer to import.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url.rstrip("/") + path, timeout=timeout_s):
+        with opener.open(
+            urllib.request.Request(url.rstrip("/") + path, headers=own_key_headers()), timeout=timeout_s
+        ):
             return
     except urllib.error.HTTPError as error:
         with error:
@@ -50,6 +56,12 @@ def probe_http(url: str, path: str, timeout_s: float = 5.0) -> None:
     except (OSError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise UnavailableError(f"{url}: no answer to a health check ({reason})") from None
+
+
+def own_key_headers() -> dict[str, str]:
+    """What shows the key of BRAID_API_KEY, if there is one, to a braid that asks for one."""
+    key = os.environ.get(OWN_KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _no_url(url: str) -> InvalidRequestError:

@@ -13,7 +13,10 @@ from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ShardCard
-from braid_rpc.errors import BraidError, UnknownShardError
+from braid_rpc.errors import BraidError, RequestCancelledError, UnknownShardError
+
+# A stream whose reader is that far behind is cancelled: what it held is free for others.
+MAX_UNREAD_EVENTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,9 @@ class BraidService:
         Leaving the iterator before its end (closing it, cancelling its task) cancels the request.
         """
         request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
-        inbox = _Inbox()
+        inbox = _Inbox(self._engine)
         try:
-            await inbox.submit(lambda: self._engine.submit(request, inbox.put), self._engine)
+            await inbox.submit(lambda: self._engine.submit(request, inbox.put))
             while True:
                 item = await inbox.get()
                 if isinstance(item, ScoreResult):
@@ -60,19 +63,19 @@ class BraidService:
                 if isinstance(item, Finished):
                     return
         finally:
-            inbox.leave(self._engine)
+            inbox.leave()
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of a text. Raises: BraidError."""
-        inbox = _Inbox()
+        inbox = _Inbox(self._engine)
         try:
-            await inbox.submit(lambda: self._engine.submit_score(request, inbox.put), self._engine)
+            await inbox.submit(lambda: self._engine.submit_score(request, inbox.put))
             item = await inbox.get()
             if not isinstance(item, ScoreResult):
                 raise TypeError(f"a score request was answered with {type(item).__name__}")
             return item
         finally:
-            inbox.leave(self._engine)
+            inbox.leave()
 
     def cancel(self, request_id: str) -> bool:
         """End a request. False if there is none of that id."""
@@ -124,27 +127,40 @@ class _Inbox:
     """What the engine's thread has for one task of an event loop. Whoever leaves early cancels the request, be
     it before, while or after the engine takes it in."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | ScoreResult | BraidError] = asyncio.Queue()
         self._left = threading.Event()
         self._accepted_id: str | None = None
         self._ended = False
+        self._overrun = False
 
-    async def submit(self, submit: Callable[[], str], engine: Engine) -> None:
+    async def submit(self, submit: Callable[[], str]) -> None:
         """Off the loop, since a long prompt takes long to tokenize."""
 
         def in_thread() -> None:
             self._accepted_id = submit()
             if self._left.is_set() and not self._ended:
-                engine.cancel(self._accepted_id)
+                self._engine.cancel(self._accepted_id)
 
         await asyncio.to_thread(in_thread)
 
     def put(self, item: Event | ScoreResult | BraidError) -> None:
         """From any thread."""
         self._ended = self._ended or isinstance(item, Finished | ScoreResult | BraidError)
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        self._loop.call_soon_threadsafe(self._deliver, item)
+
+    def _deliver(self, item: Event | ScoreResult | BraidError) -> None:
+        if self._overrun:
+            return
+        if self._queue.qsize() >= MAX_UNREAD_EVENTS:
+            self._overrun = True
+            self.leave()
+            item = RequestCancelledError(
+                f"request cancelled: its reader left {MAX_UNREAD_EVENTS} events unread while more came"
+            )
+        self._queue.put_nowait(item)
 
     async def get(self) -> Event | ScoreResult:
         """The next item. Raises: BraidError, if that is what it is."""
@@ -153,9 +169,9 @@ class _Inbox:
             raise item
         return item
 
-    def leave(self, engine: Engine) -> None:
+    def leave(self) -> None:
         """Nothing more is wanted; harmless if all has come."""
         self._left.set()
         # An id may be used again once its request has ended: that would not be ours to cancel.
         if self._accepted_id is not None and not self._ended:
-            engine.cancel(self._accepted_id)
+            self._engine.cancel(self._accepted_id)
