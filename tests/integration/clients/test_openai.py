@@ -135,7 +135,7 @@ def test_chat_logprobs_spell_the_answer_in_bytes(client: openai.OpenAI) -> None:
         (openai.BadRequestError, "temperature: got", {"temperature": -1.0}),
         (openai.BadRequestError, "max_tokens: got 5000", {"max_tokens": 5000}),
         (openai.BadRequestError, "logit_bias: got token id 4000", {"logit_bias": {"4000": 1}}),
-        (openai.NotFoundError, "got 'gpt-4'", {"model": "gpt-4"}),
+        (openai.NotFoundError, "model: got 'gpt-4'", {"model": "gpt-4"}),
         (openai.BadRequestError, "suffix: got", {"suffix": "x"}),
     ],
 )
