@@ -69,6 +69,14 @@ class SettlingTokenizer:
         tokenizer = self._first if at_start else self._rest
         return tokenizer.encode(text, add_special_tokens=False)
 
+    def may_settle(self, text: str) -> bool:
+        """False where `settled_tokens` would be 0 for certain; much cheaper."""
+        if self._settles_at_once or len(text) > MAX_PENDING_CHARS:
+            return True
+        if any(map(str.isspace, text[1:])):
+            return True
+        return self._has_words and (len(text) > LOOKAHEAD_CHARS or text[0].isspace())
+
     def settled_tokens(self, text: str, encoding: Encoding) -> int:
         """How many of the encoding's tokens no later text can change."""
         starts = [start for start, _ in encoding.offsets]
@@ -129,6 +137,8 @@ class SettlingText:
         return twin
 
     def _settle(self) -> list[SettledToken]:
+        if not self._tokenizer.may_settle(self._tail):
+            return []
         encoding = self._tokenizer.encode(self._tail, at_start=self.settled_chars == 0)
         count = self._tokenizer.settled_tokens(self._tail, encoding)
         if count == 0:

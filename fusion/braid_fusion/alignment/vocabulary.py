@@ -27,6 +27,8 @@ from torch import Tensor
 # How many pending texts' pairs are kept at hand.
 _KEPT_PENDINGS = 512
 _TINY = 1e-30
+# Beyond so many numbers (rows times pairs), pairs are summed by a sparse product instead of one by one.
+_MAX_NUMBERS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,14 @@ class _Pairs:
     shard_E: Tensor  # noqa: N815 - shape letters
     anchor_E: Tensor  # noqa: N815 - shape letters
     silent_U: Tensor  # noqa: N815 - shape letters
+
+    def sum_by_shard(self, anchor_RV: Tensor, num_tokens: int) -> Tensor:
+        """(R, U): for each of the shard's tokens the sum over the anchor's tokens that agree with it."""
+        return _sum_pairs(anchor_RV, self.anchor_E, self.shard_E, num_tokens)
+
+    def sum_by_anchor(self, shard_RU: Tensor, num_tokens: int) -> Tensor:
+        """(R, V): for each of the anchor's tokens the sum over the shard's tokens that agree with it."""
+        return _sum_pairs(shard_RU, self.shard_E, self.anchor_E, num_tokens)
 
 
 class VocabularyMap:
@@ -79,17 +89,12 @@ class VocabularyMap:
         return projected_RV
 
     def _project(self, shard_RU: Tensor, anchor_RV: Tensor, pairs: _Pairs) -> Tensor:
-        probs_RV = anchor_RV.exp()
+        probs_RV, shard_probs_RU = anchor_RV.exp(), shard_RU.exp()
         num_rows = probs_RV.shape[0]
-        expected_RE = probs_RV.index_select(1, pairs.anchor_E)
-        total_RU = torch.zeros_like(shard_RU).index_add(1, pairs.shard_E, expected_RE)
-        told_RU = torch.zeros_like(shard_RU, dtype=torch.bool)
-        told_RU[:, pairs.shard_E] = True
-        told_RU &= total_RU > _TINY
-        shard_probs_RU = shard_RU.exp()
+        total_RU = pairs.sum_by_shard(probs_RV, shard_RU.shape[1])
+        told_RU = total_RU > _TINY
         ratio_RU = torch.where(told_RU, shard_probs_RU / total_RU.clamp_min(_TINY), 0.0)
-        given_RE = expected_RE * ratio_RU.index_select(1, pairs.shard_E)
-        given_RV = torch.zeros_like(probs_RV).index_add(1, pairs.anchor_E, given_RE)
+        given_RV = probs_RV * pairs.sum_by_anchor(ratio_RU, probs_RV.shape[1])
         told_R1 = torch.where(told_RU, shard_probs_RU, 0.0).sum(-1, keepdim=True)
         silent_R1 = shard_probs_RU.index_select(1, pairs.silent_U).sum(-1, keepdim=True)
         consistent_R1 = told_R1 + silent_R1
@@ -145,6 +150,17 @@ class VocabularyMap:
             found.append(self._shard[begin][1])
             begin += 1
         return found
+
+
+def _sum_pairs(values_RX: Tensor, from_E: Tensor, to_E: Tensor, num_sums: int) -> Tensor:
+    """(R, num_sums): each pair adds the value at its one side to the sum at its other."""
+    num_rows = values_RX.shape[0]
+    if num_rows * from_E.shape[0] <= _MAX_NUMBERS:
+        sums = values_RX.new_zeros(num_rows, num_sums)
+        return sums.index_add(1, to_E, values_RX.index_select(1, from_E))
+    ones = values_RX.new_ones(from_E.shape[0])
+    matrix = torch.sparse_coo_tensor(torch.stack([to_E, from_E]), ones, (num_sums, values_RX.shape[1]))
+    return torch.sparse.mm(matrix, values_RX.mT).mT
 
 
 def _range_of_prefix(pieces: Sequence[bytes], prefix: bytes) -> tuple[int, int]:

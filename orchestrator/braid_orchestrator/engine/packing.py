@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from braid_fusion.alignment import Weave
 from braid_orchestrator.engine.sessions import Sequence
 from braid_rpc.steps import Lane, Segment
 
@@ -69,12 +70,13 @@ class PackedBatch:
 def pack(works: Iterable[Work]) -> PackedBatch:
     """The works' rows one after the other, in all lanes of their sequences."""
     packed = list(works)
+    anchor = _pack_anchor(packed)
     woven = packed[0].sequence.woven
-    lanes = [_pack_anchor(packed)]
-    if woven is not None:
-        lanes = [_with_seen(lanes[0], packed)]
-        lanes.extend(_pack_lane(lane, packed) for lane in range(1, 1 + len(woven.weave.lanes)))
-    return PackedBatch(tuple(lanes))
+    if woven is None:
+        return PackedBatch((anchor,))
+    parts = [_woven_rows(work) for work in packed]
+    behind = [pack_lane(lane, parts) for lane in range(1, 1 + len(woven.weave.lanes))]
+    return PackedBatch((replace(anchor, seen=_seen(0, parts)), *behind))
 
 
 def _pack_anchor(works: Many[Work]) -> LaneBatch:
@@ -90,35 +92,40 @@ def _pack_anchor(works: Many[Work]) -> LaneBatch:
     return LaneBatch(tuple(segments), torch.tensor(token_ids, dtype=torch.int64), tuple(logit_rows))
 
 
-def _with_seen(lane: LaneBatch, works: Many[Work]) -> LaneBatch:
-    return LaneBatch(lane.segments, lane.token_ids, lane.logit_rows, _seen(0, works))
+@dataclass(frozen=True, slots=True)
+class WovenRows:
+    """The anchor's rows ``[begin, end)`` of one session, of which ``logit_rows`` (from ``begin`` on) are wanted."""
+
+    session_id: str
+    weave: Weave
+    begin: int
+    end: int
+    logit_rows: Many[int]
 
 
-def _pack_lane(lane: int, works: Many[Work]) -> LaneBatch:
+def pack_lane(lane: int, parts: Iterable[WovenRows]) -> LaneBatch:
+    """The rows of a lane behind the anchor's that go with these of the anchor's."""
+    parts = list(parts)
     segments: list[Segment] = []
     token_ids: list[int] = []
     wanted: list[int] = []
     reads: list[int] = []
     pending: list[bytes | None] = []
-    for work in works:
-        sequence = work.sequence
-        if sequence.woven is None:
-            raise TypeError("a braided sequence without its text among some that have theirs")
-        begin = sequence.num_cached
-        weave, woven = sequence.woven.weave, sequence.woven.weave.lanes[lane - 1]
-        position, count = weave.rows(lane, begin, begin + work.num_rows)
+    for part in parts:
+        woven = part.weave.lanes[lane - 1]
+        position, count = part.weave.rows(lane, part.begin, part.end)
         start = len(token_ids)
         found: dict[int, int] = {}  # position in the lane: index among the wanted rows
-        for row in work.logit_rows:
-            at = woven.counts[begin + row] - 1
+        for row in part.logit_rows:
+            at = woven.counts[part.begin + row] - 1
             if at >= position and at not in found:
                 found[at] = len(wanted)
                 wanted.append(start + at - position)
             reads.append(found.get(at, -1))
-            text = woven.pending[begin + row]
+            text = woven.pending[part.begin + row]
             pending.append(None if at < 0 or text is None else text.encode())
         if count:
-            segments.append(Segment(sequence.session_id, position, count))
+            segments.append(Segment(part.session_id, position, count))
             token_ids.extend(woven.token_ids[position : position + count])
             if position + count - 1 not in found:  # a later step may still go with it
                 wanted.append(len(token_ids) - 1)
@@ -126,18 +133,20 @@ def _pack_lane(lane: int, works: Many[Work]) -> LaneBatch:
         tuple(segments),
         torch.tensor(token_ids, dtype=torch.int64),
         tuple(wanted),
-        _seen(lane, works),
+        _seen(lane, parts),
         tuple(reads),
         tuple(pending),
     )
 
 
-def _seen(lane: int, works: Many[Work]) -> tuple[tuple[int, ...], ...]:
-    parts = [
-        work.sequence.woven.weave.seen(
-            lane, work.sequence.num_cached, work.sequence.num_cached + work.num_rows
-        )
-        for work in works
-        if work.sequence.woven is not None
-    ]
-    return tuple(tuple(at for part in parts for at in part[other]) for other in range(len(parts[0])))
+def _seen(lane: int, parts: Iterable[WovenRows]) -> tuple[tuple[int, ...], ...]:
+    seen = [part.weave.seen(lane, part.begin, part.end) for part in parts]
+    return tuple(tuple(at for one in seen for at in one[other]) for other in range(len(seen[0])))
+
+
+def _woven_rows(work: Work) -> WovenRows:
+    sequence = work.sequence
+    if sequence.woven is None:
+        raise TypeError("a braided sequence without its text among some that have theirs")
+    begin = sequence.num_cached
+    return WovenRows(sequence.session_id, sequence.woven.weave, begin, begin + work.num_rows, work.logit_rows)

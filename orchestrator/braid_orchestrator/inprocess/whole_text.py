@@ -16,6 +16,7 @@ from torch import Tensor
 from braid_fusion.context import FusionContext
 from braid_fusion.mixing import log_probabilities, logit_features, mix_logits
 from braid_fusion.stack import FusionStack
+from braid_orchestrator.inprocess.whole_lanes import WholeRows, whole_lanes
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.forward import SpanForward
 
@@ -51,23 +52,23 @@ def run_whole(
 
     Args:
         backends: one per shard of the stack's plan, in its order.
-        token_ids_T: int64, sequences of ``lengths`` one after the other.
+        token_ids_T: int64, the anchor's, sequences of ``lengths`` one after the other. Shards with other
+            tokenizers read what these say.
         logit_rows: rows whose scores are wanted; None: all.
 
     Raises: ContextLengthError, InvalidRequestError, ShapeMismatchError, FusionShapeError.
     """
     plan = stack.plan
+    rows = range(token_ids_T.shape[0]) if logit_rows is None else logit_rows
+    lanes = whole_lanes(backends, plan, token_ids_T, lengths, rows)
     reads_out = [plan.readout.kind != "anchor" or s == plan.anchor for s in range(len(backends))]
-    # The head of a shard that nobody asks still has to run on something.
-    runs = [
-        backend.forward(token_ids_T, lengths, logit_rows if asked else [0])
-        for backend, asked in zip(backends, reads_out, strict=True)
-    ]
     walkers = [
-        _Walker(run, keep_states=keep_anchor_states and s == plan.anchor) for s, run in enumerate(runs)
+        # The head of a shard that nobody asks still has to run on something.
+        _Walker(backend, lanes.of_shard(s), asked, keep_states=keep_anchor_states and s == plan.anchor)
+        for s, (backend, asked) in enumerate(zip(backends, reads_out, strict=True))
     ]
     device = next((parameter.device for parameter in stack.parameters()), token_ids_T.device)
-    context = FusionContext.whole(lengths, want_metrics=want_metrics)
+    context = FusionContext.whole(lengths, want_metrics=want_metrics, alignment=lanes.alignment)
     metrics: dict[str, Tensor] = {}
     for point in plan.points:
         states = [
@@ -95,8 +96,7 @@ def run_whole(
         log_probs: list[Tensor | None] = [None] * len(backends)
         log_probs[plan.anchor] = log_probabilities(logits[0])
         return BraidOutput(logits[0], log_weights_RS, log_probs, anchor.states, metrics)
-    vocab_size = min(shard.vocab_size for shard in plan.shards)
-    mixable = [log_probabilities(shard_RV[:, :vocab_size]) for shard_RV in logits]
+    mixable = lanes.in_anchors_vocabulary(logits)
     log_weights_RS = stack.read_out(hidden, logit_features(mixable, normalised=True))
     mixed_RV = mix_logits(mixable, log_weights_RS, normalised=True)
     return BraidOutput(mixed_RV, log_weights_RS, list(mixable), anchor.states, metrics)
@@ -105,9 +105,13 @@ def run_whole(
 class _Walker:
     """One shard's forward between points: runs on from what was injected last, if anything was."""
 
-    def __init__(self, run: SpanForward, *, keep_states: bool) -> None:
+    def __init__(self, backend: ShardBackend, rows: WholeRows, reads_out: bool, *, keep_states: bool) -> None:
         self.states: list[Tensor] = []
-        self._run = run
+        self._rows = rows
+        self._width, self._vocab_size = backend.card.width, backend.card.vocab_size
+        self._run: SpanForward | None = None
+        if rows.lengths:
+            self._run = backend.forward(rows.token_ids_T, rows.lengths, rows.logit_rows if reads_out else [0])
         self._keep_states = keep_states
         self._injected: Tensor | None = None
         self._layer = -1
@@ -133,10 +137,16 @@ class _Walker:
                 self.states[-1] = state
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The head's input and its logits."""
+        """The head's input and its logits, at the anchor's logit rows."""
         injected, self._injected = self._injected, None
-        return self._run.finish(injected)
+        if self._run is None:
+            ends = torch.zeros(0, self._width), torch.zeros(0, self._vocab_size)
+        else:
+            ends = self._run.finish(injected)
+        return self._rows.at_logit_rows(ends[0]), self._rows.at_logit_rows(ends[1])
 
     def _advance(self, layer: int) -> Tensor:
+        if self._run is None:
+            return torch.zeros(0, self._width)
         injected, self._injected = self._injected, None
         return self._run.run_to(layer) if injected is None else self._run.resume(injected, layer)

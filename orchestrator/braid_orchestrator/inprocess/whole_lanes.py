@@ -1,0 +1,139 @@
+"""Whole texts in all lanes: what shards with other tokenizers read of them, and how their rows relate.
+
+Shapes: T packed rows of a lane, R logit rows of the anchor, U a shard's vocabulary, V the anchor's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from braid_fusion.alignment import Alignment
+from braid_fusion.alignment.weave import align
+from braid_fusion.mixing import log_probabilities
+from braid_fusion.plan import BraidPlan
+from braid_orchestrator.engine.lanes import Lanes
+from braid_orchestrator.engine.packing import WovenRows, pack_lane
+from braid_services.shard.backend import ShardBackend
+
+_KEPT_LANES = 8
+_lanes_of_plans: OrderedDict[tuple[object, ...], Lanes] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """What the shards of one lane run: sequences of ``lengths``, and the rows whose logits are wanted.
+
+    ``reads_R`` tells which of these goes with each of the anchor's logit rows (-1: none); None: they are these.
+    """
+
+    token_ids_T: Tensor  # noqa: N815 - shape letters
+    lengths: list[int]
+    logit_rows: Sequence[int]
+    reads_R: Tensor | None = None  # noqa: N815 - shape letters
+    pending: tuple[bytes | None, ...] = ()
+
+    def at_logit_rows(self, rows_X: Tensor) -> Tensor:
+        """Results of `logit_rows` as (R, …), zeros where there is none."""
+        if self.reads_R is None:
+            return rows_X
+        padded = torch.cat([rows_X, rows_X.new_zeros(1, *rows_X.shape[1:])])
+        return padded.index_select(0, self.reads_R.to(rows_X.device).remainder(padded.shape[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeLanes:
+    """All lanes; ``alignment`` and ``lanes`` are None where all shards have one tokenizer."""
+
+    plan: BraidPlan
+    rows: tuple[WholeRows, ...]
+    alignment: Alignment | None = None
+    lanes: Lanes | None = None
+
+    def of_shard(self, shard: int) -> WholeRows:
+        """What a shard runs."""
+        return self.rows[self.plan.lane_of[shard]]
+
+    def in_anchors_vocabulary(self, logits_RU: Sequence[Tensor]) -> list[Tensor]:
+        """Each shard's log-probabilities over the anchor's vocabulary, (R, V). Differentiable."""
+        of_lane0 = [
+            s.vocab_size for s, lane in zip(self.plan.shards, self.plan.lane_of, strict=True) if lane == 0
+        ]
+        vocab_size = min(of_lane0)
+        own = [
+            log_probabilities(logits[:, :vocab_size] if lane == 0 else logits)
+            for logits, lane in zip(logits_RU, self.plan.lane_of, strict=True)
+        ]
+        if self.lanes is None:
+            return own
+        anchor_RV = own[self.plan.anchor]
+        projected = []
+        for shard, log_probs in enumerate(own):
+            vocabulary = self.lanes.vocabulary(shard)
+            pending = self.of_shard(shard).pending
+            projected.append(
+                log_probs if vocabulary is None else vocabulary.project(log_probs, anchor_RV, pending)
+            )
+        return projected
+
+
+def whole_lanes(
+    backends: Sequence[ShardBackend],
+    plan: BraidPlan,
+    token_ids_T: Tensor,
+    lengths: Sequence[int],
+    logit_rows: Sequence[int],
+) -> WholeLanes:
+    """The rows of all lanes for the anchor's token ids of packed whole sequences."""
+    anchor = WholeRows(token_ids_T, list(lengths), logit_rows)
+    if plan.num_lanes == 1:
+        return WholeLanes(plan, (anchor,))
+    lanes = lanes_of(backends, plan)
+    ends = list(accumulate(lengths))
+    wanted: list[list[int]] = [[] for _ in lengths]
+    order: list[tuple[int, int]] = []  # of each logit row: its sequence, and which of its rows
+    for row in logit_rows:
+        sequence = bisect_right(ends, row)
+        order.append((sequence, len(wanted[sequence])))
+        wanted[sequence].append(row - ends[sequence] + lengths[sequence])
+    parts = []
+    for index, part_ids in enumerate(torch.split(token_ids_T, list(lengths))):
+        woven = lanes.weave(part_ids.tolist())
+        if woven is None:
+            raise RuntimeError("a plan of several lanes without tokenizers")
+        parts.append(WovenRows(str(index), woven.weave, 0, lengths[index], wanted[index]))
+    begins = [0, *accumulate(map(len, wanted))]
+    places = [begins[sequence] + row for sequence, row in order]
+    rows = [anchor]
+    for lane in range(1, plan.num_lanes):
+        packed = pack_lane(lane, parts)
+        rows.append(
+            WholeRows(
+                packed.token_ids,
+                [segment.num_rows for segment in packed.segments],
+                packed.logit_rows,
+                torch.tensor([packed.reads[place] for place in places], dtype=torch.int64),
+                tuple(packed.pending[place] for place in places),
+            )
+        )
+    spans = [(0, length) for length in lengths]
+    alignment = align([part.weave for part in parts], spans, plan.lane_of)
+    return WholeLanes(plan, tuple(rows), alignment, lanes)
+
+
+def lanes_of(backends: Sequence[ShardBackend], plan: BraidPlan) -> Lanes:
+    """The tokenizers of these shards; made once."""
+    cards = [backend.card for backend in backends]
+    limits = tuple((card.context_length, tuple(card.eos_token_ids)) for card in cards)
+    key = (plan.shards, plan.anchor, plan.readout.kind, limits)
+    if key not in _lanes_of_plans:
+        _lanes_of_plans[key] = Lanes(plan, cards, lambda shard: backends[shard].tokenizer_json())
+        while len(_lanes_of_plans) > _KEPT_LANES:
+            _lanes_of_plans.popitem(last=False)
+    return _lanes_of_plans[key]
