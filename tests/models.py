@@ -30,7 +30,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(
-    seed: int, *, width: int = 32, num_layers: int = 3, context: int = 256, vocab_size: int = 262
+    seed: int,
+    *,
+    width: int = 32,
+    num_layers: int = 3,
+    context: int = 256,
+    vocab_size: int = 262,
+    eos: int | None = 261,
 ) -> LlamaForCausalLM:
     """Random weights, large enough that logits differ clearly from token to token."""
     with torch.random.fork_rng():
@@ -45,10 +51,34 @@ def tiny_llama(
             max_position_embeddings=context,
             initializer_range=0.15,
             bos_token_id=None,
-            eos_token_id=261,
+            eos_token_id=eos,
             pad_token_id=None,
         )
         return LlamaForCausalLM(config).eval()
+
+
+def reading(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a kind that `tokenizations` has, as models come with it."""
+    from tokenizations import tokenizer_json
+
+    tokenizer = Tokenizer.from_str(tokenizer_json(kind))
+    end = next(
+        name
+        for name in ("<eos>", "</s>", "[SEP]")
+        if tokenizer.token_to_id(name) is not None or name == "[SEP]"
+    )
+    names = {"eos_token": end} if tokenizer.token_to_id(end) is not None else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def reading_backend(
+    name: str, kind: str, seed: int, *, cache_bytes: int = 2**23, block_tokens: int = 8, **shape: Any
+) -> ShardBackend:
+    """A shard in memory that reads text by a tokenizer of that kind."""
+    tokenizer = reading(kind)
+    model = tiny_llama(seed, vocab_size=len(tokenizer), eos=tokenizer.eos_token_id, **shape)
+    config = ShardConfig(name=name, model=f"tiny-{seed}", cache_bytes=cache_bytes, block_tokens=block_tokens)
+    return ShardBackend.from_model(model, tokenizer, config)
 
 
 def tiny_backend(

@@ -20,7 +20,7 @@ _PRECISE = (torch.float32, torch.float64)
 
 def trim(model: nn.Module) -> None:
     """Do so for all modules inside ``model``. They become instances of subclasses of their own classes."""
-    dtype = next(model.parameters()).dtype
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     for module in model.modules():
         kind = type(module)
         if module is model or kind.__call__ is not nn.Module.__call__:

@@ -11,7 +11,6 @@ import torch
 from braids import TRANSPORTS, braid_config, running, shaken_weights, two_backends
 from models import save_tiny_model
 
-from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import (
     BraidConfig,
     FusionConfig,
@@ -20,7 +19,7 @@ from braid_orchestrator.config.values import (
     ReadoutConfig,
 )
 from braid_orchestrator.engine.requests import GenerateRequest
-from braid_rpc.errors import ConfigError, ContextLengthError, InvalidRequestError, UnavailableError
+from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
@@ -161,12 +160,6 @@ def test_a_request_that_comes_while_the_engine_stops_is_refused(backends: list[S
             client.engine._enqueue(client.engine._intake.generation(GenerateRequest("a"), "x", print))
         with pytest.raises(UnavailableError, match="has ended"):
             client.engine.check_alive()
-
-
-def test_shards_of_different_tokenizers_are_refused(backends: list[ShardBackend]) -> None:
-    cards = [backends[0].card, replace(backends[1].card, tokenizer_hash="another")]
-    with pytest.raises(ConfigError, match="expected shards of one tokenizer"):
-        resolve_plan(braid_config(), cards)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

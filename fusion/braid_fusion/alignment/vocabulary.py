@@ -159,8 +159,11 @@ def _sum_pairs(values_RX: Tensor, from_E: Tensor, to_E: Tensor, num_sums: int) -
         sums = values_RX.new_zeros(num_rows, num_sums)
         return sums.index_add(1, to_E, values_RX.index_select(1, from_E))
     ones = values_RX.new_ones(from_E.shape[0])
-    matrix = torch.sparse_coo_tensor(torch.stack([to_E, from_E]), ones, (num_sums, values_RX.shape[1]))
-    return torch.sparse.mm(matrix, values_RX.mT).mT
+    matrix = torch.sparse_coo_tensor(
+        torch.stack([to_E, from_E]), ones, (num_sums, values_RX.shape[1]), check_invariants=False
+    )
+    sums_XR: Tensor = torch.sparse.mm(matrix, values_RX.mT)
+    return sums_XR.mT
 
 
 def _range_of_prefix(pieces: Sequence[bytes], prefix: bytes) -> tuple[int, int]:

@@ -68,3 +68,7 @@ def test_modules_stay_what_they_were() -> None:
     copy = deepcopy(model)
     assert torch.equal(copy(IDS).logits, model(IDS).logits)
     assert isinstance(copy.transformer.h[0].mlp.dropout, nn.Dropout)
+
+
+def test_modules_without_parameters_can_be_trimmed() -> None:
+    trim(nn.ModuleDict({"points": nn.ModuleDict()}))
