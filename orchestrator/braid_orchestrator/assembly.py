@@ -16,6 +16,8 @@ from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
 from braid_orchestrator.engine.replicas import ReplicatedShard
 from braid_orchestrator.serving.service import BraidService
 from braid_orchestrator.serving.shard_text import ShardText
+from braid_orchestrator.state.link import StateLink
+from braid_orchestrator.state.store import StateStore
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConfigError
 from braid_services.fusion.backend import FusionBackend
@@ -49,12 +51,16 @@ class Replicas:
 
 
 def assemble_remote(
-    config: BraidConfig, shard_targets: Mapping[str, Resolver | Replicas], fusion_target: Resolver | None
+    config: BraidConfig,
+    shard_targets: Mapping[str, Resolver | Replicas],
+    fusion_target: Resolver | None,
+    store: StateStore | None = None,
 ) -> BraidService:
     """Shards are services, and the fusion modules too where ``fusion_target`` is given.
 
     The resolvers say where a part is to be found (``unix:/path`` or ``host:port``); they are asked again
-    whenever a part has to be reconnected. Raises: as `assemble_local`, and UnavailableError.
+    whenever a part has to be reconnected. ``store`` is one that other orchestrators of the braid share; it stays
+    the caller's. Raises: as `assemble_local`, and UnavailableError.
     """
     shards: list[Shard] = []
     try:
@@ -69,7 +75,7 @@ def assemble_remote(
         for connected in shards:
             connected.shutdown()
         raise
-    return _assemble(config, shards, fusion)
+    return _assemble(config, shards, fusion, store)
 
 
 def _remote_shard(config: ShardConfig, source: Resolver | Replicas, step_timeout_s: float) -> Shard:
@@ -88,7 +94,9 @@ def _embedded_fusion(config: BraidConfig) -> Fusion:
     return LocalFusion(FusionBackend(config.fusion.weights, config.fusion.version))
 
 
-def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> BraidService:
+def _assemble(
+    config: BraidConfig, shards: Sequence[Shard], fusion: Fusion, store: StateStore | None = None
+) -> BraidService:
     try:
         plan = resolve_plan(config, [shard.card for shard in shards])
         fusion.prepare(plan)
@@ -105,7 +113,10 @@ def _assemble(config: BraidConfig, shards: Sequence[Shard], fusion: Fusion) -> B
         fusion.shutdown()
         raise
     engine.start()
-    return BraidService(engine, texts)
+    link = None if store is None else StateLink(store, config.state, engine)
+    if link is not None:
+        link.start()
+    return BraidService(engine, texts, link)
 
 
 def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:

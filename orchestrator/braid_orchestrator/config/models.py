@@ -184,6 +184,7 @@ class StateModel(_Model):
     password_file: StrictStr | None = None
     heartbeat_s: Seconds = 1.0
     expiry_s: Seconds = 5.0
+    when_lost: Literal["refuse", "embedded"] = "refuse"
 
     def check(self) -> None:
         """Check what one key says about another. Raises: ConfigError."""

@@ -72,13 +72,15 @@ class FusionConfig:
 @dataclass(frozen=True, slots=True)
 class StateConfig:
     """Where the state is kept that outlives one orchestrator: in ``memory`` (nowhere else), or in a ``redis`` at
-    ``url``. Whoever has not renewed its lease (every ``heartbeat_s``) for ``expiry_s`` is gone."""
+    ``url``. Whoever has not renewed its lease (every ``heartbeat_s``) for ``expiry_s`` is gone. ``when_lost``: new
+    requests are refused while the store is away, or go on as if each orchestrator were alone."""
 
     store: Literal["memory", "redis"] = "memory"
     url: str | None = field(default=None, repr=False)
     password_file: str | None = None
     heartbeat_s: float = 1.0
     expiry_s: float = 5.0
+    when_lost: Literal["refuse", "embedded"] = "refuse"
 
 
 @dataclass(frozen=True, slots=True)

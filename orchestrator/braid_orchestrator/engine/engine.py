@@ -18,7 +18,8 @@ from braid_orchestrator.engine.intake import Intake
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.lockstep import LockStep
 from braid_orchestrator.engine.ports import Fusion, Shard
-from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest
+from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest
+from braid_orchestrator.engine.resuming import Replay
 from braid_orchestrator.engine.roster import Roster
 from braid_orchestrator.engine.rounds import Rounds
 from braid_orchestrator.engine.scheduler import Scheduler
@@ -137,6 +138,23 @@ class Engine:
         """
         self._check_open()
         return self._enqueue(self._intake.generation(request, request.request_id or uuid.uuid4().hex, sink))
+
+    def resume(self, request: GenerateRequest, events: Many[Event], sink: Sink) -> str:
+        """Carry on a request that was begun elsewhere: the same tokens follow that would have followed there.
+
+        Args:
+            request: with its id and the seed that it had.
+            events: what had come of it. They go to ``sink`` again, before those that follow.
+        Returns and raises: as `submit`.
+        """
+        self._check_open()
+        replayed = Replay(events, sink)
+        sequences = self._intake.generation(request, request.request_id, replayed.sink)
+        running = replayed.carry_on(sequences, self.text)
+        if running:
+            return self._enqueue(running)
+        replayed.finish(sequences[0].request)
+        return request.request_id
 
     def submit_score(self, request: ScoreRequest, sink: Sink) -> str:
         """Take a text in; one `ScoreResult` or `BraidError` goes to ``sink``. Returns and raises as `submit`."""

@@ -71,6 +71,13 @@ class Sampler:
             top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Pick(token_id, float(logprobs_V[token_id]), top)
 
+    def replay(self, token_id: int) -> None:
+        """As if this token had just been picked: counts and random generator stand as they did then."""
+        self._counts[token_id] += 1
+        self._num_picked += 1
+        if self._options.temperature >= _GREEDY_BELOW:
+            self._random()
+
     def _adjust(self, raw_V: Tensor) -> Tensor:
         """Bias, penalties and forbidden ends; returns ``raw_V`` itself if there is nothing to change."""
         options = self._options
@@ -134,9 +141,13 @@ class Sampler:
     def _draw_index(self, odds_K: Tensor, otherwise: int) -> int:
         """An index with these odds; ``otherwise`` if rounding pushes the draw off the end."""
         cumulative_K = odds_K.cumsum(-1, dtype=torch.float64)
-        threshold = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative_K[-1]
+        threshold = self._random() * cumulative_K[-1]
         at = int(torch.searchsorted(cumulative_K, threshold, right=True))
         return at if at < odds_K.numel() else otherwise
+
+    def _random(self) -> Tensor:
+        """In [0, 1): one draw for every token that isn't picked greedily."""
+        return torch.rand((), generator=self._generator, dtype=torch.float64)
 
 
 def _at_least(odds_K: Tensor, min_p: float) -> Tensor:

@@ -187,6 +187,11 @@ class GeneratedSequence(Sequence):
         )
         return event, finished
 
+    def replay(self, token_id: int, codec: TextCodec) -> ChoiceFinished | None:
+        """As if this token had been picked here: says whether it ends the choice."""
+        self.sampler.replay(token_id)
+        return self.extend(Pick(token_id), {}, codec)[1]
+
     def _finish(self, token_id: int, stop: str | None) -> ChoiceFinished | None:
         if stop is not None:
             return ChoiceFinished(self.index, "stop", stop)

@@ -107,7 +107,8 @@ def serve_plain(
             targets = {**{name: spec.target for name, spec in specs.items()}, **elsewhere}
             places = Places(config, store, targets, fixed=elsewhere)
             places.wait(give_up_s, supervisor.check_alive)
-            service = assemble_remote(config, places.shards(), places.fusion())
+            shared = None if config.state.store == "memory" else store
+            service = assemble_remote(config, places.shards(), places.fusion(), shared)
             try:
                 asyncio.run(_run(MeteredService(service), http_socket, endpoints, keys, on_ready))
             finally:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from braid_fusion.plan import PlanPoint
 from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
+from braid_orchestrator.engine.sessions import Sink
 from braid_orchestrator.serving.shard_text import ShardText
+from braid_orchestrator.state.link import StateLink
 from braid_rpc.cards import ShardCard
-from braid_rpc.errors import BraidError, RequestCancelledError, UnknownShardError
+from braid_rpc.errors import BraidError, NotFoundError, RequestCancelledError, UnknownShardError
 
 # A stream whose reader is that far behind is cancelled: what it held is free for others.
 MAX_UNREAD_EVENTS = 4096
@@ -35,9 +38,10 @@ class BraidDescription:
 class BraidService:
     """One engine for any number of event loops. The engine is running, and stops with `stop`."""
 
-    def __init__(self, engine: Engine, texts: Sequence[ShardText]) -> None:
-        """``texts``: one per shard."""
+    def __init__(self, engine: Engine, texts: Sequence[ShardText], link: StateLink | None = None) -> None:
+        """``texts``: one per shard. ``link`` ties it to other orchestrators, and is stopped with it."""
         self._engine = engine
+        self._link = link
         self._texts = {text.shard: text for text in texts}
         self.name = engine.name
 
@@ -52,9 +56,42 @@ class BraidService:
         Leaving the iterator before its end (closing it, cancelling its task) cancels the request.
         """
         request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
-        inbox = _Inbox(self._engine)
+        link, engine = self._link, self._engine
+        if link is not None:
+            link.check()
+
+        def submit(sink: Sink) -> str:
+            return engine.submit(request, sink) if link is None else link.submit(engine, request, sink)
+
+        async with aclosing(self._events(submit)) as events:
+            async for event in events:
+                yield event
+
+    async def resume(self, request_id: str) -> tuple[GenerateRequest, AsyncGenerator[Event, None]]:
+        """Carry on a request whose orchestrator died: what was asked, and its events from the first on, those that
+        it had given out already included.
+
+        Raises: NotFoundError, ConflictError if somebody answers it; all that `generate` raises.
+        """
+        if self._link is None:
+            raise NotFoundError(f"request {request_id!r}: this orchestrator shares its state with no other")
+        self._link.check()
+        link, engine = self._link, self._engine
+        journal = await asyncio.to_thread(link.take_over, request_id)
+
+        past = len(journal.events)
+        return journal.request, self._events(lambda sink: link.resume(engine, journal, sink), past)
+
+    async def orphans(self) -> list[str]:
+        """Requests whose orchestrator is gone and that nobody carries on yet. Raises: UnavailableError."""
+        return [] if self._link is None else await asyncio.to_thread(self._link.orphans)
+
+    async def _events(
+        self, submit: Callable[[Sink], str], num_past: int = 0
+    ) -> AsyncGenerator[Event, None]:
+        inbox = _Inbox(self._engine, MAX_UNREAD_EVENTS + num_past)
         try:
-            await inbox.submit(lambda: self._engine.submit(request, inbox.put))
+            await inbox.submit(lambda: submit(inbox.put))
             while True:
                 item = await inbox.get()
                 if isinstance(item, ScoreResult):
@@ -67,6 +104,8 @@ class BraidService:
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of a text. Raises: BraidError."""
+        if self._link is not None:
+            self._link.check()
         inbox = _Inbox(self._engine)
         try:
             await inbox.submit(lambda: self._engine.submit_score(request, inbox.put))
@@ -83,7 +122,7 @@ class BraidService:
 
     async def activate(self, version: str) -> str:
         """Use another version of the fusion weights for requests from now on; returns the active version."""
-        await asyncio.to_thread(self._engine.activate, version)
+        await asyncio.to_thread((self._link or self._engine).activate, version)
         return self._engine.weights_version
 
     def text(self, shard: str | None = None) -> ShardText:
@@ -119,16 +158,21 @@ class BraidService:
         return self._engine.stats()
 
     def stop(self) -> None:
-        """Stop the engine; blocks until its thread has ended."""
+        """Stop the engine; blocks until its thread has ended. What ends with it is left to other orchestrators."""
+        if self._link is not None:
+            self._link.leave()
         self._engine.stop()
+        if self._link is not None:
+            self._link.stop()
 
 
 class _Inbox:
     """What the engine's thread has for one task of an event loop. Whoever leaves early cancels the request, be
     it before, while or after the engine takes it in."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, max_unread: int = MAX_UNREAD_EVENTS) -> None:
         self._engine = engine
+        self._max_unread = max_unread
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | ScoreResult | BraidError] = asyncio.Queue()
         self._left = threading.Event()
@@ -154,11 +198,11 @@ class _Inbox:
     def _deliver(self, item: Event | ScoreResult | BraidError) -> None:
         if self._overrun:
             return
-        if self._queue.qsize() >= MAX_UNREAD_EVENTS:
+        if self._queue.qsize() >= self._max_unread:
             self._overrun = True
             self.leave()
             item = RequestCancelledError(
-                f"request cancelled: its reader left {MAX_UNREAD_EVENTS} events unread while more came"
+                f"request cancelled: its reader left {self._max_unread} events unread while more came"
             )
         self._queue.put_nowait(item)
 

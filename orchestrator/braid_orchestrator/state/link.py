@@ -1,0 +1,194 @@
+"""One orchestrator's tie to the state store that it shares with others: who it is, what it knows of them.
+
+Every heartbeat renews its lease, takes over the version of the fusion weights that was activated anywhere, and
+shows whether the store is there. What happens while it isn't is the configuration's to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from braid_orchestrator.config.values import StateConfig
+from braid_orchestrator.engine.requests import Event, GenerateRequest
+from braid_orchestrator.engine.sessions import Sink
+from braid_orchestrator.state.fusion_version import FusionVersion
+from braid_orchestrator.state.journal import Journal, Journals
+from braid_orchestrator.state.journaling import JournalWriter
+from braid_orchestrator.state.store import StateStore, Subscription
+from braid_rpc.errors import BraidError, ConflictError, NotFoundError, UnavailableError
+
+_log = logging.getLogger(__name__)
+
+_TABLE = "orchestrators"
+
+
+class Runs(Protocol):
+    """What is used of an engine."""
+
+    @property
+    def weights_version(self) -> str:
+        """The version that new sessions get."""
+
+    def activate(self, version: str) -> None:
+        """Use another version for sessions opened from now on."""
+
+    def submit(self, request: GenerateRequest, sink: Sink) -> str:
+        """Take a request in."""
+
+    def resume(self, request: GenerateRequest, events: Sequence[Event], sink: Sink) -> str:
+        """Carry on a request that was begun elsewhere."""
+
+
+class StateLink:
+    """An orchestrator among others, from `start` to `stop`. The store is the caller's."""
+
+    def __init__(self, store: StateStore, config: StateConfig, engine: Runs) -> None:
+        self.owner = uuid.uuid4().hex
+        self._store = store
+        self._config = config
+        self._engine = engine
+        self._journals = Journals(store)
+        self._writer = JournalWriter(self._journals, self.owner)
+        self._version = FusionVersion(store)
+        self._chosen: str | None = None  # the version that was last seen in the store, or put there
+        self._refused = ""
+        self._choosing = threading.Lock()
+        self._lost: BraidError | None = None
+        self._subscription: Subscription | None = None
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+
+    def start(self) -> None:
+        """Join the others. A store that is away is waited for in the background."""
+        self._beat()
+        self._thread.start()
+        self._writer.start()
+
+    def leave(self) -> None:
+        """Requests that end from now on, because this orchestrator does, keep their journals."""
+        self._writer.keep()
+
+    def stop(self) -> None:
+        """Take leave: from now on others may carry on what did not end here."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._writer.stop()
+        if self._subscription is not None:
+            self._subscription.close()
+        self._try(lambda: self._store.remove(_TABLE, [self.owner]), "left without a word")
+
+    def check(self) -> None:
+        """New requests are taken in. Raises: UnavailableError, naming the store, if it is away and
+        ``state.when_lost`` is ``refuse``."""
+        lost = self._lost
+        if lost is not None and self._config.when_lost == "refuse":
+            raise UnavailableError(lost.message, retry_after_s=self._config.heartbeat_s)
+
+    def submit(self, engine: Runs, request: GenerateRequest, sink: Sink) -> str:
+        """Give a request with an id to the engine, and keep its journal. Returns and raises: as the engine."""
+        if request.sampling.seed is None:
+            # Whoever carries it on has to draw the same.
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(62)))
+        return self._journaled(request, sink, lambda note: engine.submit(request, note))
+
+    def resume(self, engine: Runs, journal: Journal, sink: Sink) -> str:
+        """The same for a request that was taken over."""
+        return self._journaled(
+            journal.request, sink, lambda note: engine.resume(journal.request, journal.events, note)
+        )
+
+    def _journaled(self, request: GenerateRequest, sink: Sink, submit: Callable[[Sink], str]) -> str:
+        note = self._writer.begin(request, sink)
+        try:
+            return submit(note)
+        except BaseException:
+            self._writer.end(request.request_id)
+            raise
+
+    def activate(self, version: str) -> None:
+        """Use a version of the fusion weights from now on, everywhere. Raises: what the engine raises;
+        UnavailableError as `check`."""
+        self.check()
+        with self._choosing:
+            self._engine.activate(version)
+            self._chosen = version
+            try:
+                self._version.set(version)
+            except UnavailableError:
+                if self._config.when_lost == "refuse":
+                    raise
+
+    def orphans(self) -> list[str]:
+        """Requests whose orchestrator is gone, and that nobody carries on yet. Raises: UnavailableError."""
+        owners = self._journals.owners()
+        alive = self._store.items(_TABLE)
+        return sorted(request_id for request_id, owner in owners.items() if owner not in alive)
+
+    def take_over(self, request_id: str) -> Journal:
+        """The journal of a request, which is ours from now on.
+
+        Raises: NotFoundError if there is none; ConflictError if its orchestrator is alive or another one was
+        faster; CorruptStateError; UnavailableError.
+        """
+        owner = self._journals.owners().get(request_id)
+        if owner is None:
+            raise NotFoundError(
+                f"request {request_id!r}: no journal of it, expected one that was not finished"
+            )
+        journal = self._journals.load(request_id)
+        taken = ConflictError(f"request {request_id!r} is being answered elsewhere", retry_after_s=1.0)
+        if owner in self._store.items(_TABLE) or not self._journals.claim(request_id, owner, self.owner):
+            raise taken
+        return journal
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait(self._config.heartbeat_s)
+            self._wake.clear()
+            if not self._stopping.is_set():
+                self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._store.put(_TABLE, self.owner, b"", self._config.expiry_s)
+            if self._subscription is None:
+                self._subscription = self._version.subscribe(self._wake.set)
+            self._lost = None
+        except BraidError as error:
+            if self._lost is None:
+                _log.warning("%s", error)
+            self._lost = error
+            return
+        try:
+            self._follow()
+        except BraidError as error:
+            if error.message != self._refused:
+                _log.warning("the active fusion version of all is not used here: %s", error)
+            self._refused = error.message
+
+    def _follow(self) -> None:
+        """Use the version that was activated, wherever that was."""
+        with self._choosing:
+            chosen = self._version.get()
+            if chosen is None:
+                if self._chosen is not None:  # the store has come back empty
+                    self._version.set(self._chosen)
+            elif chosen != self._engine.weights_version:
+                self._engine.activate(chosen)
+                _log.info("fusion version %s was activated elsewhere", chosen)
+            self._chosen = chosen or self._chosen
+
+    def _try(self, call: Callable[[], None], complaint: str) -> None:
+        try:
+            call()
+        except BraidError as error:
+            _log.warning("%s: %s", complaint, error)
