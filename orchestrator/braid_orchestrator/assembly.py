@@ -14,9 +14,11 @@ from braid_orchestrator.engine.local import LocalFusion, LocalShard
 from braid_orchestrator.engine.ports import Fusion, Shard
 from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
 from braid_orchestrator.engine.replicas import ReplicatedShard
+from braid_orchestrator.serving.rate_limit import RateLimiter
 from braid_orchestrator.serving.service import BraidService
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_orchestrator.state.link import StateLink
+from braid_orchestrator.state.memory import MemoryStore
 from braid_orchestrator.state.store import StateStore
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConfigError
@@ -116,7 +118,9 @@ def _assemble(
     link = None if store is None else StateLink(store, config.state, engine)
     if link is not None:
         link.start()
-    return BraidService(engine, texts, link)
+    per_minute = config.limits.requests_per_minute
+    limiter = None if per_minute is None else RateLimiter(store or MemoryStore(), per_minute)
+    return BraidService(engine, texts, link, limiter)
 
 
 def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:

@@ -132,6 +132,7 @@ class OrchestratorReplica:
         """Stream a completion."""
         try:
             self._admit(grpc_context)
+            await self._rpc.admit(grpc_context)
             async with aclosing(self._rpc.generate(request)) as messages:
                 async for message in messages:
                     yield message
@@ -145,6 +146,7 @@ class OrchestratorReplica:
         """Log-probabilities of a text."""
         try:
             self._admit(grpc_context)
+            await self._rpc.admit(grpc_context)
             return await self._rpc.score(request)
         except Exception as error:  # noqa: BLE001
             fail_serve_call(grpc_context, error, "Score")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -72,12 +74,8 @@ def test_an_orchestrator_alone_gives_the_same_tokens(
     command = [sys.executable, "-m", "braid_orchestrator.cli", "serve", "--config", str(config), *addresses]
     program = Program(command, tmp_path / "log")
     try:
-        program.wait_until(lambda: "is ready" in program.output(), READY_S, "braid serve is ready")
-        found = re.search(r"is ready: (\S+) ", program.output())
-        assert found is not None
-        with httpx.Client(base_url=found[1], timeout=60.0, trust_env=False) as http:
-            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
-        assert [token["id"] for token in answer["tokens"]] == expected
+        with httpx.Client(base_url=url_when_ready(program), timeout=60.0, trust_env=False) as http:
+            assert tokens_of(http.post("/generate", json={"prompt": PROMPT, **SAMPLED})) == expected
         assert program.pids() == [program.process.pid]
         assert program.stop(signal.SIGTERM, STOP_S) == 0
     finally:
@@ -93,24 +91,50 @@ def test_parts_that_register_are_found(
     parts.append(["fusion", "--target", "127.0.0.1:0"])
     with ExitStack() as stack:
         programs = []
-        for number, part in enumerate([*parts, ["serve", "--join"]]):
+        for number, part in enumerate([*parts, ["serve", "--join"], ["serve", "--join"]]):
             programs.append(Program([*braid, *part, *common], tmp_path / f"log{number}"))
             stack.callback(programs[-1].clean_up)
-        orchestrator = programs[-1]
-        orchestrator.wait_until(lambda: "is ready" in orchestrator.output(), READY_S, "braid serve is ready")
-        found = re.search(r"is ready: (\S+) ", orchestrator.output())
-        assert found is not None
-        with httpx.Client(base_url=found[1], timeout=60.0, trust_env=False) as http:
-            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
-            assert [token["id"] for token in answer["tokens"]] == expected
+        first, second = programs[-2:]
+        urls = [url_when_ready(program) for program in (first, second)]
+        with ExitStack() as clients:
+            here, there = (
+                clients.enter_context(httpx.Client(base_url=url, timeout=60.0, trust_env=False))
+                for url in urls
+            )
+            assert tokens_of(here.post("/generate", json={"prompt": PROMPT, **SAMPLED})) == expected
             eventually(lambda: num_registered(redis_server, "left") == 2, READY_S, "both have registered")
             assert programs[0].stop(signal.SIGTERM, STOP_S) == 0
             assert num_registered(redis_server, "left") == 1
-            answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
-            assert [token["id"] for token in answer["tokens"]] == expected
-        assert orchestrator.pids() == [orchestrator.process.pid]
-        assert orchestrator.stop(signal.SIGTERM, STOP_S) == 0
-        assert "Traceback" not in orchestrator.output()
+            assert tokens_of(there.post("/generate", json={"prompt": PROMPT, **SAMPLED})) == expected
+            assert first.pids() == [first.process.pid]
+            # An orchestrator is killed in the middle of a request: the other one gives the same tokens.
+            long = {"prompt": PROMPT, **SAMPLED, "max_tokens": 200}
+            whole = tokens_of(there.post("/generate", json=long))
+            with here.stream(
+                "POST", "/generate", json={**long, "request_id": "mine", "stream": True}
+            ) as response:
+                for _ in islice(response.iter_lines(), 60):
+                    pass  # three lines for each event
+                os.kill(first.process.pid, signal.SIGKILL)
+            eventually(
+                lambda: there.get("/v1/requests").json() == {"orphaned": ["mine"]}, READY_S, "an orphan"
+            )
+            assert tokens_of(there.post("/v1/requests/mine/resume")) == whole
+            assert there.get("/v1/requests").json() == {"orphaned": []}
+        assert second.stop(signal.SIGTERM, STOP_S) == 0
+        assert "Traceback" not in second.output()
+
+
+def url_when_ready(program: Program) -> str:
+    program.wait_until(lambda: "is ready" in program.output(), READY_S, "braid serve is ready")
+    found = re.search(r"is ready: (\S+) ", program.output())
+    assert found is not None
+    return found[1]
+
+
+def tokens_of(answer: httpx.Response) -> list[int]:
+    assert answer.status_code == 200, answer.text
+    return [token["id"] for token in answer.json()["tokens"]]
 
 
 def num_registered(redis_server: RedisServer, part: str) -> int:

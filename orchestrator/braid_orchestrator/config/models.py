@@ -174,6 +174,7 @@ class LimitsModel(_Model):
     request_timeout_s: Seconds = 600.0
     step_timeout_s: Seconds = 60.0
     recovery_timeout_s: Seconds = 20.0
+    requests_per_minute: Count | None = None
 
 
 class StateModel(_Model):

@@ -43,7 +43,8 @@ class ReadoutConfig:
 class LimitsConfig:
     """What the engine takes on. A request beyond ``max_waiting`` is refused with a retry time; a step packs at
     most ``max_batch_tokens`` rows, of which one prompt gets at most ``prefill_chunk``. A part that fails is
-    waited for ``recovery_timeout_s`` before its requests are refused."""
+    waited for ``recovery_timeout_s`` before its requests are refused. One caller may send at most
+    ``requests_per_minute`` (None: any number)."""
 
     max_running: int = 64
     max_waiting: int = 256
@@ -52,6 +53,7 @@ class LimitsConfig:
     request_timeout_s: float = 600.0
     step_timeout_s: float = 60.0
     recovery_timeout_s: float = 20.0
+    requests_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

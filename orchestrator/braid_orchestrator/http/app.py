@@ -10,8 +10,10 @@ from braid_orchestrator.http.chat import chat_routes
 from braid_orchestrator.http.completions import completion_routes
 from braid_orchestrator.http.errors import install_error_handlers
 from braid_orchestrator.http.guard import ApiKeyGuard, BodyLimit
+from braid_orchestrator.http.limiting import RateLimit
 from braid_orchestrator.http.native import native_routes
 from braid_orchestrator.http.operations import operation_routes
+from braid_orchestrator.http.resuming import resuming_routes
 from braid_orchestrator.http.tokenizing import tokenizing_routes
 from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_orchestrator.serving.port import BraidPort
@@ -46,7 +48,9 @@ def create_app(
     app.include_router(chat_routes(get_service))
     app.include_router(tokenizing_routes(get_service))
     app.include_router(operation_routes(get_service, render_metrics))
+    app.include_router(resuming_routes(get_service))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes, patience_s=body_patience_s)
+    app.add_middleware(RateLimit, get_service=get_service)
     # Added last, so it stands first: nothing of a request is read before its key is.
     app.add_middleware(ApiKeyGuard, get_keys=get_keys)
     return app

@@ -45,7 +45,7 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         if not body.stream:
             return answer(await unless_hung_up(http, collect(events, request.n)), model)
         first = await first_of(http, events)
-        return EventStream(_stream(first, events, model), [events])
+        return EventStream(stream_events(first, events, model), [events])
 
     @router.post("/score", response_model=ScoreOut)
     async def score(body: ScoreBody, http: Request) -> ScoreOut:
@@ -84,9 +84,10 @@ def _select(body: ModelFields, service: BraidPort) -> tuple[bool, str | None]:
     return select_model(body.model, body.use_braiding, body.shard, braid=service.name, shards=shards)
 
 
-async def _stream(
+async def stream_events(
     first: Event, events: AsyncGenerator[Event, None], model: str
 ) -> AsyncGenerator[bytes, None]:
+    """A request's events as server-sent ones, ``first`` before the rest."""
     yield _event(first, model)
     try:
         async with aclosing(events):

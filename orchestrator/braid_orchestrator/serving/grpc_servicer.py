@@ -41,6 +41,10 @@ class BraidRpc:
     def __init__(self, get_service: Callable[[], BraidPort]) -> None:
         self._get_service = get_service
 
+    async def admit(self, context: CallContext) -> None:
+        """One more request of whoever calls. Raises: RateLimitError."""
+        await self._get_service().admit(_caller(context))
+
     async def generate(
         self, message: braid_pb2.GenerateRequest
     ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
@@ -67,6 +71,25 @@ class BraidRpc:
         return braid_pb2.CancelReply(cancelled=self._get_service().cancel(message.request_id))
 
 
+class CallContext(Protocol):
+    """What both kinds of server tell of a caller."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str]] | None:
+        """What came with the call."""
+
+    def peer(self) -> str:
+        """From where it came: ``ipv4:127.0.0.1:40000``, say."""
+
+
+def _caller(context: CallContext) -> str:
+    """As for HTTP: the API key, else the address without the port, which is another for each connection."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return value
+    peer = context.peer()
+    return peer if peer.startswith("unix:") else peer.partition(":")[2].rpartition(":")[0].strip("[]")
+
+
 def as_braid_error(error: Exception, method: str) -> BraidError:
     """What a client is told. Of an unexpected failure it gets a number; the log has the rest under it."""
     if isinstance(error, BraidError):
@@ -87,6 +110,7 @@ class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]
     ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
         """Stream a completion."""
         try:
+            await self._rpc.admit(context)
             async with aclosing(self._rpc.generate(request)) as messages:
                 async for message in messages:
                     yield message
@@ -98,6 +122,7 @@ class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]
     ) -> braid_pb2.ScoreReply:
         """Log-probabilities of a text."""
         try:
+            await self._rpc.admit(context)
             return await self._rpc.score(request)
         except Exception as error:  # noqa: BLE001
             await _abort(context, error, "Score")
@@ -127,7 +152,7 @@ async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: st
     raise error  # abort has raised; this tells the type checker
 
 
-class ServeContext(Protocol):
+class ServeContext(CallContext, Protocol):
     """What is used of Ray Serve's context of a call."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]:

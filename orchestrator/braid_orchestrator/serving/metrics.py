@@ -6,7 +6,7 @@ Names follow what other completion services use; all begin with ``braid_``. Gaug
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -155,6 +155,18 @@ class MeteredService:
     async def activate(self, version: str) -> str:
         """As `BraidPort.activate`."""
         return await self._service.activate(version)
+
+    async def admit(self, caller: str) -> None:
+        """As `BraidPort.admit`."""
+        await self._service.admit(caller)
+
+    async def resume(self, request_id: str) -> tuple[GenerateRequest, AsyncGenerator[Event, None]]:
+        """As `BraidPort.resume`."""
+        return await self._service.resume(request_id)
+
+    async def orphans(self) -> list[str]:
+        """As `BraidPort.orphans`."""
+        return await self._service.orphans()
 
     def stats(self) -> EngineStats:
         """As `BraidPort.stats`."""

@@ -41,6 +41,15 @@ class BraidPort(Protocol):
     async def activate(self, version: str) -> str:
         """Use another version of the fusion weights for requests from now on; returns its name."""
 
+    async def admit(self, caller: str) -> None:
+        """One more request of a caller (an API key, an address). Raises: RateLimitError if these are too many."""
+
+    async def resume(self, request_id: str) -> tuple[GenerateRequest, AsyncGenerator[Event, None]]:
+        """Carry on a request whose orchestrator died: what was asked, and its events from the first on."""
+
+    async def orphans(self) -> list[str]:
+        """Requests whose orchestrator is gone, and that nobody carries on yet."""
+
     def stats(self) -> EngineStats:
         """Figures of this moment."""
 

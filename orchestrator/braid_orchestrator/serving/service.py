@@ -13,6 +13,7 @@ from braid_fusion.plan import PlanPoint
 from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
 from braid_orchestrator.engine.sessions import Sink
+from braid_orchestrator.serving.rate_limit import RateLimiter
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_orchestrator.state.link import StateLink
 from braid_rpc.cards import ShardCard
@@ -38,8 +39,16 @@ class BraidDescription:
 class BraidService:
     """One engine for any number of event loops. The engine is running, and stops with `stop`."""
 
-    def __init__(self, engine: Engine, texts: Sequence[ShardText], link: StateLink | None = None) -> None:
-        """``texts``: one per shard. ``link`` ties it to other orchestrators, and is stopped with it."""
+    def __init__(
+        self,
+        engine: Engine,
+        texts: Sequence[ShardText],
+        link: StateLink | None = None,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        """``texts``: one per shard. ``link`` ties it to other orchestrators, and is stopped with it; ``limiter``
+        counts what callers send (None: nobody does)."""
+        self._limiter = limiter
         self._engine = engine
         self._link = link
         self._texts = {text.shard: text for text in texts}
@@ -82,6 +91,11 @@ class BraidService:
         past = len(journal.events)
         return journal.request, self._events(lambda sink: link.resume(engine, journal, sink), past)
 
+    async def admit(self, caller: str) -> None:
+        """One more request of a caller. Raises: RateLimitError if these are too many."""
+        if self._limiter is not None:
+            await self._limiter.admit(caller)
+
     async def orphans(self) -> list[str]:
         """Requests whose orchestrator is gone and that nobody carries on yet. Raises: UnavailableError."""
         return [] if self._link is None else await asyncio.to_thread(self._link.orphans)
@@ -89,7 +103,7 @@ class BraidService:
     async def _events(
         self, submit: Callable[[Sink], str], num_past: int = 0
     ) -> AsyncGenerator[Event, None]:
-        inbox = _Inbox(self._engine, MAX_UNREAD_EVENTS + num_past)
+        inbox = _Inbox(self._engine, num_past)
         try:
             await inbox.submit(lambda: submit(inbox.put))
             while True:
@@ -170,9 +184,10 @@ class _Inbox:
     """What the engine's thread has for one task of an event loop. Whoever leaves early cancels the request, be
     it before, while or after the engine takes it in."""
 
-    def __init__(self, engine: Engine, max_unread: int = MAX_UNREAD_EVENTS) -> None:
+    def __init__(self, engine: Engine, num_past: int = 0) -> None:
+        """``num_past`` events may come all at once."""
         self._engine = engine
-        self._max_unread = max_unread
+        self._num_past = num_past
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | ScoreResult | BraidError] = asyncio.Queue()
         self._left = threading.Event()
@@ -198,11 +213,12 @@ class _Inbox:
     def _deliver(self, item: Event | ScoreResult | BraidError) -> None:
         if self._overrun:
             return
-        if self._queue.qsize() >= self._max_unread:
+        limit = MAX_UNREAD_EVENTS + self._num_past
+        if self._queue.qsize() >= limit:
             self._overrun = True
             self.leave()
             item = RequestCancelledError(
-                f"request cancelled: its reader left {self._max_unread} events unread while more came"
+                f"request cancelled: its reader left {limit} events unread while more came"
             )
         self._queue.put_nowait(item)
 

@@ -25,7 +25,7 @@ from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidDescription
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ChatFormat, ShardCard
-from braid_rpc.errors import BraidError, ContextLengthError, UnknownVersionError
+from braid_rpc.errors import BraidError, ContextLengthError, NotFoundError, UnknownVersionError
 
 WORDS = ("one", " two", " three")
 CHAT_TEMPLATE = r"""{{ mood }}
@@ -50,6 +50,9 @@ class FakeService:
         self.error_after_first: BraidError | Exception | None = None
         self.not_ready: BraidError | None = None
         self.version = "v1"
+        self.callers: list[str] = []
+        self.too_many: BraidError | None = None
+        self.orphaned: dict[str, GenerateRequest] = {}
         self.chat_template = CHAT_TEMPLATE
         self.first_token = asyncio.Event()
         self.ended = asyncio.Event()
@@ -97,6 +100,20 @@ class FakeService:
         top = (TopLogprob(7, "x", -0.5), TopLogprob(8, "x", -0.7))
         tops = ((), top, top) if request.top_logprobs else ()
         return ScoreResult((1, 2, 3), ("a", "b", "c"), (0.0, -1.0, -2.0), 3, tops)
+
+    async def admit(self, caller: str) -> None:
+        self.callers.append(caller)
+        if self.too_many is not None:
+            raise self.too_many
+
+    async def resume(self, request_id: str) -> tuple[GenerateRequest, AsyncIterator[Event]]:
+        request = self.orphaned.pop(request_id, None)
+        if request is None:
+            raise NotFoundError(f"request {request_id!r}: no journal of it")
+        return request, self.generate(request)
+
+    async def orphans(self) -> list[str]:
+        return list(self.orphaned)
 
     def text(self, shard: str | None = None) -> ShardText:
         codec = TextCodec(byte_tokenizer().backend_tokenizer.to_str())

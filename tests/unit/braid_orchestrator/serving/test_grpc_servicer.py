@@ -15,6 +15,7 @@ from braid_rpc.errors import (
     BraidError,
     InvalidRequestError,
     QueueFullError,
+    RateLimitError,
     UnavailableError,
     UnknownModelError,
 )
@@ -161,3 +162,15 @@ async def test_behind_serves_proxy_an_error_keeps_its_type(service: FakeService)
     assert call.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert call.details == "queue: full"
     assert call.metadata == {"braid-error-type": "QueueFullError", "braid-retry-after-s": "1.500"}
+
+
+async def test_who_asks_too_much_is_told_when_to_come_back(
+    client: AsyncBraidClient, service: FakeService
+) -> None:
+    service.too_many = RateLimitError("rate limit: got request 3", retry_after_s=17.0)
+    with pytest.raises(RateLimitError, match="rate limit: got request 3") as refused:
+        await client.generate("x", max_tokens=1)
+    assert refused.value.retry_after_s == 17.0
+    with pytest.raises(RateLimitError):
+        await client.score("x")
+    assert service.requests == []
