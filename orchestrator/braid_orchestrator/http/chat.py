@@ -24,7 +24,7 @@ from braid_orchestrator.http.chat_schemas import (
 )
 from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.errors import error_body, internal_error
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.model_selection import select_model
@@ -37,7 +37,7 @@ def chat_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     """The route over whichever service there is at the time of a request."""
     router = APIRouter(tags=["completions"], responses=ERROR_RESPONSES)
 
-    @router.post("/v1/chat/completions", response_model=ChatOut)
+    @router.post("/v1/chat/completions", response_model=ChatOut, responses=STREAM_RESPONSES)
     async def chat_completions(body: ChatBody, http: Request) -> Response | ChatOut:
         """Go on with a conversation; ``model`` is the braid or one of its shards."""
         call = await unless_hung_up(http, _prepare(get_service(), body))

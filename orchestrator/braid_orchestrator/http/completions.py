@@ -21,7 +21,7 @@ from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.echoing import echo_of, top_logprobs_of
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.merging import merge
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES
 from braid_orchestrator.http.openai_schemas import (
     CompletionBody,
     CompletionChoiceOut,
@@ -42,7 +42,7 @@ def completion_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     """The route over whichever service there is at the time of a request."""
     router = APIRouter(tags=["completions"], responses=ERROR_RESPONSES)
 
-    @router.post("/v1/completions", response_model=CompletionOut)
+    @router.post("/v1/completions", response_model=CompletionOut, responses=STREAM_RESPONSES)
     async def completions(body: CompletionBody, http: Request) -> Response | CompletionOut:
         """Go on with one or several prompts; ``model`` is the braid or one of its shards."""
         call = _Call(get_service(), body)

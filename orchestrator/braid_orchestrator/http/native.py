@@ -16,6 +16,7 @@ from braid_orchestrator.http.collecting import collect, finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.native_schemas import (
     ERROR_RESPONSES,
+    STREAM_RESPONSES,
     CancelBody,
     GenerateBody,
     GenerateOut,
@@ -33,7 +34,9 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     """The routes over whichever service there is at the time of a request."""
     router = APIRouter(tags=["braid"], responses=ERROR_RESPONSES)
 
-    @router.post("/generate", response_model=GenerateOut, response_model_exclude_unset=True)
+    @router.post(
+        "/generate", response_model=GenerateOut, responses=STREAM_RESPONSES, response_model_exclude_unset=True
+    )
     async def generate(body: GenerateBody, http: Request) -> Response | GenerateOut:
         """Go on with a prompt. Streamed: `started`, `token`s, `choice_finished`, `finished` or `error`."""
         service = get_service()

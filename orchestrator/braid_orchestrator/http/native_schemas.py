@@ -199,9 +199,17 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOut, "description": text}
     for status, text in (
         (400, "a value that is not allowed"),
+        (401, "no API key, or one that is not known"),
         (404, "no such model, shard or version"),
+        (408, "a body that stopped coming"),
+        (409, "valid in itself, but not now"),
+        (413, "a body that is too large"),
         (429, "no room now: Retry-After says when"),
         (503, "a part of the braid does not answer"),
         (504, "not done in the time allowed"),
     )
+}
+# What a route that streams on demand answers with beside its JSON.
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "an answer, or events if they are asked for"}
 }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, VersionBody
@@ -53,7 +54,7 @@ def operation_routes(get_service: Callable[[], BraidPort], render_metrics: Calla
         get_service().ready()
         return {"status": "ready"}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     def scrape() -> Response:
         """Figures for Prometheus."""
         return Response(render_metrics(), media_type=CONTENT_TYPE_LATEST)
