@@ -120,7 +120,7 @@ class OrchestratorReplica:
         )
         self.metered = MeteredService(self._service)
         self.keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
-        self._rpc = BraidRpc(lambda: self.metered)
+        self._rpc = BraidRpc(lambda: self.metered, has_keys=self.keys is not None)
 
     async def check_health(self) -> None:
         """Raises only if the engine is stuck: a missing shard is no reason to replace the orchestrator."""

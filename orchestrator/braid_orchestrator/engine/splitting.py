@@ -31,7 +31,9 @@ class Share:
         if self.rows is None:
             return step
         if step.token_ids is None:
-            return replace(step, hidden=None if step.hidden is None else step.hidden[self.rows])
+            hidden = None if step.hidden is None else step.hidden[self.rows]
+            update = None if step.update is None else step.update[self.rows]
+            return replace(step, hidden=hidden, update=update)
         return replace(
             step, segments=self.segments, token_ids=step.token_ids[self.rows], logit_rows=self.logit_rows
         )

@@ -50,7 +50,7 @@ def create_app(
     app.include_router(operation_routes(get_service, render_metrics))
     app.include_router(resuming_routes(get_service))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes, patience_s=body_patience_s)
-    app.add_middleware(RateLimit, get_service=get_service)
+    app.add_middleware(RateLimit, get_service=get_service, get_keys=get_keys)
     # Added last, so it stands first: nothing of a request is read before its key is.
     app.add_middleware(ApiKeyGuard, get_keys=get_keys)
     return app

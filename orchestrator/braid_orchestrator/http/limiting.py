@@ -1,4 +1,5 @@
-"""Counts a caller's requests before they are read. Knows callers by their API key, others by their address."""
+"""Counts a caller's requests before they are read. Knows callers by their API key where one is asked for, else by
+their address."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from braid_orchestrator.http.errors import error_response
+from braid_orchestrator.serving.api_keys import ApiKeys, caller
 from braid_orchestrator.serving.port import BraidPort
 from braid_rpc.errors import BraidError
 
@@ -18,24 +20,26 @@ LIMITED = ("/generate", "/score", "/v1/completions", "/v1/chat/completions", "/v
 class RateLimit:
     """Refuses requests of callers who send too many, with 429 and a time to come back."""
 
-    def __init__(self, app: ASGIApp, get_service: Callable[[], BraidPort]) -> None:
+    def __init__(
+        self, app: ASGIApp, get_service: Callable[[], BraidPort], get_keys: Callable[[], ApiKeys | None]
+    ) -> None:
         self._app = app
         self._get_service = get_service
+        self._get_keys = get_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(LIMITED):
             try:
-                await self._get_service().admit(_caller(scope))
+                has_keys = self._get_keys() is not None
+                await self._get_service().admit(_caller(scope, has_keys))
             except BraidError as error:
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _caller(scope: Scope) -> str:
-    key = Headers(scope=scope).get("authorization")
-    if key is not None:
-        return key
+def _caller(scope: Scope, has_keys: bool) -> str:
     client = scope.get("client")
-    return str(client[0]) if client else ""
+    address = str(client[0]) if client else ""
+    return caller(Headers(scope=scope).get("authorization"), address, has_keys=has_keys)

@@ -54,6 +54,13 @@ class ApiKeys:
             raise AuthenticationError("authorization: got an API key that is not known here")
 
 
+def caller(authorization: str | None, address: str, *, has_keys: bool) -> str:
+    """Whose request it is: the key's, where keys are asked for (it was checked already); else the address's, for
+    anybody can make a key up."""
+    key = (authorization or "").partition(" ")[2].strip()
+    return f"key {key}" if has_keys and key else f"address {address}"
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 

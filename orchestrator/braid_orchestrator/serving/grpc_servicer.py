@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from braid_orchestrator.serving.api_keys import ApiKeys
+from braid_orchestrator.serving.api_keys import ApiKeys, caller
 from braid_orchestrator.serving.grpc_messages import (
     card_message,
     event_message,
@@ -38,12 +38,14 @@ SERVICE_NAME = "braid.v1.Braid"
 class BraidRpc:
     """The four calls, without a server around them."""
 
-    def __init__(self, get_service: Callable[[], BraidPort]) -> None:
+    def __init__(self, get_service: Callable[[], BraidPort], *, has_keys: bool = False) -> None:
+        """``has_keys``: every call has shown an API key before it comes here."""
         self._get_service = get_service
+        self._has_keys = has_keys
 
     async def admit(self, context: CallContext) -> None:
         """One more request of whoever calls. Raises: RateLimitError."""
-        await self._get_service().admit(_caller(context))
+        await self._get_service().admit(_caller(context, self._has_keys))
 
     async def generate(
         self, message: braid_pb2.GenerateRequest
@@ -81,13 +83,12 @@ class CallContext(Protocol):
         """From where it came: ``ipv4:127.0.0.1:40000``, say."""
 
 
-def _caller(context: CallContext) -> str:
-    """As for HTTP: the API key, else the address without the port, which is another for each connection."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
-            return value
+def _caller(context: CallContext, has_keys: bool) -> str:
+    """As for HTTP. An address is taken without its port, which is another for each connection."""
+    metadata = dict(context.invocation_metadata() or ())
     peer = context.peer()
-    return peer if peer.startswith("unix:") else peer.partition(":")[2].rpartition(":")[0].strip("[]")
+    address = peer if peer.startswith("unix:") else peer.partition(":")[2].rpartition(":")[0].strip("[]")
+    return caller(metadata.get("authorization"), address, has_keys=has_keys)
 
 
 def as_braid_error(error: Exception, method: str) -> BraidError:
@@ -223,7 +224,9 @@ class BraidServer:
         """``keys`` None: nobody is asked for a key."""
         interceptors = [] if keys is None else [ApiKeyInterceptor(keys)]
         self._server = grpc.aio.server(options=server_options(max_message_bytes), interceptors=interceptors)
-        braid_pb2_grpc.add_BraidServicer_to_server(BraidServicer(BraidRpc(get_service)), self._server)
+        braid_pb2_grpc.add_BraidServicer_to_server(
+            BraidServicer(BraidRpc(get_service, has_keys=keys is not None)), self._server
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

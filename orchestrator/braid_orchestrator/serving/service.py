@@ -100,9 +100,7 @@ class BraidService:
         """Requests whose orchestrator is gone and that nobody carries on yet. Raises: UnavailableError."""
         return [] if self._link is None else await asyncio.to_thread(self._link.orphans)
 
-    async def _events(
-        self, submit: Callable[[Sink], str], num_past: int = 0
-    ) -> AsyncGenerator[Event, None]:
+    async def _events(self, submit: Callable[[Sink], str], num_past: int = 0) -> AsyncGenerator[Event, None]:
         inbox = _Inbox(self._engine, num_past)
         try:
             await inbox.submit(lambda: submit(inbox.put))

@@ -4,6 +4,8 @@ import httpx
 import pytest
 
 from braid_orchestrator.engine.requests import GenerateRequest
+from braid_orchestrator.http import create_app
+from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_rpc.errors import RateLimitError
 
 from ..fake_service import FakeService
@@ -29,12 +31,21 @@ async def test_who_asks_too_much_is_told_when_to_come_back(
     assert service.requests == []
 
 
-async def test_callers_are_told_apart_by_key_and_by_address(
+async def test_callers_are_told_apart_by_address_for_keys_can_be_made_up(
     http: httpx.AsyncClient, service: FakeService
 ) -> None:
     await http.post("/generate", json=WORK["/generate"], headers={"Authorization": "Bearer one"})
     await http.post("/generate", json=WORK["/generate"])
-    assert service.callers == ["Bearer one", "127.0.0.1"]
+    assert service.callers == ["address 127.0.0.1"] * 2
+
+
+async def test_callers_are_told_apart_by_key_where_one_is_asked_for(service: FakeService) -> None:
+    keys = ApiKeys(["one", "other"])
+    app = create_app(lambda: service, bytes, get_keys=lambda: keys)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://braid") as http:
+        for given in ("Bearer one", "bearer  one", "Bearer other", "Bearer unknown"):
+            await http.post("/generate", json=WORK["/generate"], headers={"Authorization": given})
+    assert service.callers == ["key one", "key one", "key other"]
 
 
 async def test_looking_after_the_service_is_not_counted(
