@@ -63,6 +63,7 @@ format: install
 bench: install
 	@$(BIN)/braid bench step
 	@$(BIN)/braid bench naive
+	@$(BIN)/braid bench precision
 
 proto: install
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTOS)

@@ -64,6 +64,8 @@ class StreamClient(Generic[RequestT, ReplyT]):
         self._transport = open_transport(self.channel, self._method)
         self._awaited: deque[int] = deque()
         self._last_id = 0
+        self.num_bytes = 0
+        """Of all messages so far, both ways."""
         self._failure: str | None = None
         self._use = threading.Lock()
         self._parse = self._reply_type.FromString
@@ -105,6 +107,7 @@ class StreamClient(Generic[RequestT, ReplyT]):
             finally:
                 transport.deadline = math.inf
         self._last_id = request_id
+        self.num_bytes += len(data)
         self._awaited.append(request_id)
         return request_id
 
@@ -127,6 +130,7 @@ class StreamClient(Generic[RequestT, ReplyT]):
                 raise self._fail(ended.end, timeout_s) from None
             finally:
                 transport.deadline = math.inf
+        self.num_bytes += len(data)
         reply = self._parse(data)
         expected = self._awaited.popleft()
         if reply.id != expected:

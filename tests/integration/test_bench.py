@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from models import save_tiny_model
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -37,7 +39,23 @@ def test_naive_measures_both_ways_at_every_length() -> None:
     assert [target["relation"] for target in value["targets"]] == [">=", ">="]
 
 
-@pytest.mark.parametrize("benchmark", ["step", "naive"])
+def test_precision_measures_weights_and_frames(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = save_tiny_model(tmp_path / "tiny", 1)
+    text = tmp_path / "text.txt"
+    text.write_text("the other thing in there, a text of some length. " * 40, encoding="utf-8")
+    value = run("precision", "--model", str(model), "--text", str(text))
+    by_title = {table["title"]: table["rows"] for table in value["tables"]}
+    rows = {row[0]: row for row in by_title["Weights: tiny"]}
+    assert list(rows) == ["float32", "int8"]
+    assert rows["float32"][1] > rows["int8"][1]
+    assert all(0 < float(row[5]) < 16 for row in rows.values())
+    frames = {row[0]: row for row in by_title["Frames between engine and shards"]}
+    assert frames["float32"][1] > frames["int8"][1] > 0
+    assert [float(frames[name][3]) > 0 for name in ("float32", "int8")] == [False, True]
+
+
+@pytest.mark.parametrize("benchmark", ["step", "naive", "precision"])
 def test_help_says_what_is_measured(benchmark: str) -> None:
     command = (sys.executable, "-m", "braid_orchestrator.cli", "bench", benchmark, "--help")
     assert "--quick" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

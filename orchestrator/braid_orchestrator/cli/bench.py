@@ -94,6 +94,45 @@ def naive(
 
 
 @app.command()
+def precision(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's folder; may be given again. Without it, the demo's models if built."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text file for bits per byte. Without it, prose that the demo held out."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count; one more warms up.")] = None,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Weights in float32, bfloat16, float16, int8 and nf4, and frames in every format: memory, speed, and cost.
+
+    Takes some minutes, and 6 GB of memory. With `--quick` one minute, and no meaning.
+    """
+    from braid_orchestrator.bench.precision import (
+        PrecisionOptions,
+        demo_models,
+        held_out_text,
+        read_text,
+        run_precision,
+    )
+
+    options = PrecisionOptions.quick() if quick else PrecisionOptions()
+    options = replace(
+        options,
+        models=demo_models() if model is None else tuple(model),
+        text=held_out_text() if text is None else read_text(text),
+        rounds=rounds or options.rounds,
+    )
+    with _progress_bar() as progress:
+        report = run_precision(options, progress)
+    _show(report, as_json, markdown)
+
+
+@app.command()
 def render(
     result: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="What a benchmark printed with --json.")

@@ -99,6 +99,11 @@ class Engine:
         return [shard.card for shard in self._shards]
 
     @property
+    def shards(self) -> Many[Shard]:
+        """For measuring, in the plan's order; the engine's thread alone may step them."""
+        return self._shards
+
+    @property
     def context_length(self) -> int:
         """The anchor's tokens that it, and every shard of its tokenizer, can hold."""
         return self._intake.context_length(BRAIDED)

@@ -59,6 +59,11 @@ class RemoteShard:
         """As described when the connection was made; the free bytes as of the last reply."""
         return replace(self._card, cache_bytes_free=self._cache_bytes_free)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all messages over the present connection, both ways."""
+        return self._stream.num_bytes
+
     def open(self, sessions: Sequence[OpenSession]) -> None:
         """See `ports.Shard`."""
         message = shard_pb2.OpenSessions(
