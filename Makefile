@@ -1,6 +1,7 @@
 # The commands of the README. Each installs what it needs first; nothing is done twice.
 #
-#   make demo      build two small models once, serve their braid, ask it, compare, shut down
+#   make demo      build small models once, serve their braid, ask it, compare, shut down
+#                  (BRAID=mixed: three models with three tokenizers)
 #   make serve     the same service, kept up until Ctrl-C
 #   make test      all tests           make lint    all static checks
 #   make bench     all benchmarks      make proto   regenerate the gRPC stubs
@@ -37,7 +38,7 @@ redis:
 	}
 
 demo: install
-	@$(BIN)/braid demo
+	@$(BIN)/braid demo $(if $(BRAID),--braid $(BRAID))
 
 serve: install
 	@$(BIN)/braid demo --build-only

@@ -11,12 +11,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from braid_fusion.plan import PlanReadout
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_services.shard.backend import ShardBackend
@@ -91,7 +92,8 @@ def braid_scorer(backends: Sequence[ShardBackend], stack: FusionStack) -> Scorer
 def compare_braid(
     backends: Sequence[ShardBackend],
     stack: FusionStack,
-    texts: Mapping[str, EncodedText],
+    texts: Mapping[str, Sequence[str]],
+    window: int,
     on_progress: Callable[[float], None] | None = None,
     *,
     threads: int = 1,
@@ -99,24 +101,37 @@ def compare_braid(
     """Bits per byte of each shard alone, of the plain average of their probabilities, and of the braid.
 
     Args:
+        texts: each in parts, which are joined; everybody reads them by a tokenizer of its own.
+        window: tokens that are predicted in a row, of whatever tokenizer.
         threads: that many texts at a time.
         on_progress: gets the fraction done after every part.
 
     Returns: ``result[who][text]``; the shards by their names, then `UNIFORM` and `BRAID`.
+    Raises: ValueError for texts shorter than a window.
     """
-    scorers = {backend.card.name: shard_scorer(backend) for backend in backends}
-    scorers[BRAID] = braid_scorer(backends, stack)
-    num_parts, num_done = len(texts) * len(scorers), itertools.count(1)
+    plan = stack.plan
+    anchor = backends[plan.anchor]
+    readers = {backend.card.name: (backend, shard_scorer(backend)) for backend in backends}
+    if plan.num_lanes > 1:
+        average = FusionStack(replace(plan, points=(), readout=PlanReadout("mixture")))
+        readers[UNIFORM] = (anchor, braid_scorer(backends, average))
+    readers[BRAID] = (anchor, braid_scorer(backends, stack))
+    num_parts, num_done = len(texts) * len(readers), itertools.count(1)
 
-    def score(text: EncodedText) -> dict[str, float]:
+    def score(parts: Sequence[str]) -> dict[str, float]:
         logprobs: dict[str, Tensor] = {}
-        for who, scorer in scorers.items():
+        figures: dict[str, float] = {}
+        for who, (reader, scorer) in readers.items():
+            text = encode_windows(reader, parts, window)
             logprobs[who] = target_logprobs(scorer, text)
+            figures[who] = bits_per_byte(logprobs[who], text.num_bytes)
             if on_progress is not None:
                 on_progress(next(num_done) / num_parts)
-        alone = [logprobs[backend.card.name] for backend in backends]
-        logprobs[UNIFORM] = torch.stack(alone).logsumexp(0) - math.log(len(alone))
-        return {who: bits_per_byte(values_T, text.num_bytes) for who, values_T in logprobs.items()}
+        if plan.num_lanes == 1:
+            alone = torch.stack([logprobs[backend.card.name] for backend in backends])
+            average_T = alone.logsumexp(0) - math.log(len(backends))
+            figures[UNIFORM] = bits_per_byte(average_T, encode_windows(anchor, parts, window).num_bytes)
+        return figures
 
     with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
         rows = dict(zip(texts, pool.map(score, texts.values()), strict=True))

@@ -12,7 +12,7 @@ from programs import free_port
 
 from braid_orchestrator.config.schema import load_endpoints
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "braid.yaml"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DEMO_S = 600.0
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,11 +23,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder laid out as the repository's root, with ports that are free."""
     root = tmp_path_factory.mktemp("root")
     (root / "deploy").mkdir()
-    text = DEPLOY.read_text()
-    for port in (8000, 9000):
-        assert text.count(f"port: {port}") == 1
-        text = text.replace(f"port: {port}", f"port: {free_port()}")
-    (root / "deploy" / "braid.yaml").write_text(text)
+    for name in ("braid.yaml", "mixed.yaml"):
+        text = (DEPLOY / name).read_text()
+        for port in (8000, 9000):
+            assert text.count(f"port: {port}") == 1
+            text = text.replace(f"port: {port}", f"port: {free_port()}")
+        (root / "deploy" / name).write_text(text)
     return root
 
 
@@ -47,6 +48,19 @@ def test_the_demo_builds_serves_asks_compares_and_ends(root: Path) -> None:
     again = demo(root, "--build-only")
     assert again.returncode == 0, again.stderr
     assert "already" in again.stderr
+
+
+def test_three_shards_of_three_tokenizers_too(root: Path) -> None:
+    done = demo(root, "--braid", "mixed", "--plain", "--json", "--max-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert set(figures["bits_per_byte"]) == {"code", "prose", "bytes", "uniform mix", "braid"}
+    assert set(figures["completion"]["weights"]) == {"code", "prose", "bytes"}
+    hashes = {
+        json.dumps(json.loads((root / ".braid/mixed" / name / "tokenizer.json").read_text())["model"])
+        for name in ("code", "prose", "bytes")
+    }
+    assert len(hashes) == 3
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(root: Path) -> None:

@@ -18,7 +18,7 @@ from braid_orchestrator.config.schema import load_braid_config, load_endpoints
 from braid_orchestrator.config.values import FUSION, ORCHESTRATOR
 
 DEPLOY = REPOSITORY / "deploy"
-SERVE_FILES = [DEPLOY / "braid.yaml", *sorted((DEPLOY / "examples").glob("*.yaml"))]
+SERVE_FILES = [DEPLOY / "braid.yaml", DEPLOY / "mixed.yaml", *sorted((DEPLOY / "examples").glob("*.yaml"))]
 # What a container of its own is for beside the parts of the braid.
 BESIDE = {"redis"}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

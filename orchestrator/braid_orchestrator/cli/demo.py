@@ -1,8 +1,9 @@
-"""`braid demo`: from nothing to two specialised models and their braid, asked over HTTP and compared."""
+"""`braid demo`: from nothing to specialised models and their braid, asked over HTTP and compared."""
 
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,18 +12,34 @@ from rich.markup import escape
 from rich.text import Text
 
 from braid_orchestrator.cli.console import err, out, print_json
-from braid_orchestrator.cli.options import ConfigOption, JsonOption
+from braid_orchestrator.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from braid_orchestrator.http.native_schemas import GenerateOut
 
-FOLDER = Path(".braid/demo")
+
+class Which(StrEnum):
+    """The braids that are there to be built."""
+
+    DEMO = "demo"
+    MIXED = "mixed"
+
+
 PROMPT = '''def read_lines(path):
     """Open the file and return a list of'''
 
 
 def demo(
-    config: ConfigOption = Path("deploy/braid.yaml"),
+    which: Annotated[
+        Which,
+        typer.Option("--braid", help="demo: two models of one tokenizer. mixed: three of three tokenizers."),
+    ] = Which.DEMO,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="A file of one's own over the same shards; else the braid's in deploy/."
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="What the braid goes on with.")] = PROMPT,
     max_tokens: Annotated[int, typer.Option()] = 80,
     build_only: Annotated[
@@ -34,9 +51,10 @@ def demo(
     plain: Annotated[bool, typer.Option("--plain", help="Serve on plain processes instead of Ray.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Build two small language models and their braid once, serve them, ask, compare, shut down.
+    """Build small language models and their braid once, serve them, ask, compare, shut down.
 
-    One model has read the standard library's source, the other its prose. Minutes the first time, then seconds.
+    One model has read the standard library's source, the other its prose; with `--braid mixed` each has a tokenizer
+    of its own, and a third reads both byte by byte. Minutes the first time, then seconds.
 
     Examples:
 
@@ -45,22 +63,27 @@ def demo(
     - `braid demo --prompt "import os" --max-tokens 100`
 
     - `braid demo --build-only`
+
+    - `braid demo --braid mixed`
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would break into ours
     from braid_orchestrator.cli.demo_service import running_service
     from braid_orchestrator.config.schema import load_braid_config, load_endpoints
     from braid_orchestrator.demo.build import build_demo
+    from braid_orchestrator.demo.recipe import DEMOS
     from braid_orchestrator.demo.table import bits_per_byte_table, gain_over_best_shard, share_table
     from braid_orchestrator.serving.signals import ended_by_signals
 
-    braid = load_braid_config(config, os.environ)
-    endpoints = load_endpoints(config)
-    built = build_demo(FOLDER, err, quick, config=braid)
+    chosen = DEMOS[which.value]
+    file, folder = config or Path(chosen.config), Path(chosen.folder)
+    braid = load_braid_config(file, os.environ)
+    endpoints = load_endpoints(file)
+    built = build_demo(folder, err, config=braid, recipe=chosen.quick if quick else chosen.full)
     if built.cached:
-        err.print(f"the demo's models are in {FOLDER} already", highlight=False)
+        err.print(f"the demo's models are in {folder} already", highlight=False)
     if build_only:
         return
-    with ended_by_signals(), running_service(config, endpoints, FOLDER / "serve.log", plain=plain):
+    with ended_by_signals(), running_service(file, endpoints, folder / "serve.log", plain=plain):
         url = f"http://127.0.0.1:{endpoints.http_port}"
         answer = _ask(url, prompt, max_tokens, show=not json)
     if json:

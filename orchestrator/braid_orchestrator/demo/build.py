@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from braid_fusion import training
 from braid_orchestrator.config.schema import load_braid_config
@@ -29,7 +30,7 @@ from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
 from braid_orchestrator.demo.fuse import WEIGHTS_VERSION, compare_on_held_out, load_braid, train_braid
 from braid_orchestrator.demo.pretrain import PretrainJob
-from braid_orchestrator.demo.recipe import FULL, QUICK, DemoRecipe, digest
+from braid_orchestrator.demo.recipe import DEMOS, DemoRecipe, digest
 from braid_orchestrator.demo.specialists import train_specialists
 from braid_orchestrator.demo.tokenizer import encode_documents, save_tokenizer, train_tokenizer
 from braid_rpc.errors import ConfigError, ConflictError
@@ -72,7 +73,7 @@ def build_demo(
     Raises: ConfigError if the braid's shards are not the demo's; ConflictError while another process builds
         there; BraidError if training fails.
     """
-    recipe = recipe or (QUICK if quick else FULL)
+    recipe = recipe or (DEMOS["demo"].quick if quick else DEMOS["demo"].full)
     config = config or load_braid_config(_find_config())
     _check_shards(config, recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,13 +144,18 @@ class _Build:
         scratch = self.folder / SCRATCH_FOLDER
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        with show.stage("tokenizer", f"tokenizer ({recipe.vocab_size} tokens)"):
-            texts = {s.name: corpus.texts("specialist", s.name) for s in recipe.specialists}
-            tokenizer = train_tokenizer(list(texts.values()), recipe.vocab_size, recipe.tokenizer_chars)
-            save_tokenizer(tokenizer, scratch / "tokenizer", recipe.context_length)
+        sizes = ", ".join(f"{one.vocab_size}" for one in recipe.tokenizers)
+        with show.stage("tokenizer", f"tokenizer ({sizes} tokens)"):
+            texts = {
+                s.name: [text for kind in s.reads for text in corpus.texts("specialist", kind)]
+                for s in recipe.specialists
+            }
+            tokenizers = self._train_tokenizers(corpus, scratch)
             tokens = {
-                name: torch.tensor(encode_documents(tokenizer, documents), dtype=torch.int32)
-                for name, documents in texts.items()
+                s.name: torch.tensor(
+                    encode_documents(tokenizers[s.tokenizer], texts[s.name]), dtype=torch.int32
+                )
+                for s in recipe.specialists
             }
             save_file(tokens, scratch / "tokens.safetensors")
         bytes_per_token: dict[str, float] = {
@@ -162,10 +168,9 @@ class _Build:
         jobs = [
             PretrainJob(
                 specialist,
-                recipe.vocab_size,
-                recipe.context_length,
+                tokenizers[specialist.tokenizer].get_vocab_size(),
                 tokens=str(scratch / "tokens.safetensors"),
-                tokenizer=str(scratch / "tokenizer"),
+                tokenizer=str(scratch / specialist.tokenizer),
                 folder=str(self.folder / specialist.name),
             )
             for specialist in recipe.specialists
@@ -183,6 +188,17 @@ class _Build:
         show.seconds["specialists"] = time.monotonic() - started
         self.manifest["seconds"].update(show.seconds)
         shutil.rmtree(scratch)
+
+    def _train_tokenizers(self, corpus: Corpus, scratch: Path) -> dict[str, Tokenizer]:
+        trained = {}
+        for recipe in self.recipe.tokenizers:
+            readers = [s for s in self.recipe.specialists if s.tokenizer == recipe.name]
+            kinds = list(dict.fromkeys(kind for reader in readers for kind in reader.reads))
+            texts = [corpus.texts("specialist", kind) for kind in kinds]
+            trained[recipe.name] = train_tokenizer(recipe, texts, self.recipe.tokenizer_chars)
+            longest = max(reader.context_length for reader in readers)
+            save_tokenizer(trained[recipe.name], scratch / recipe.name, longest)
+        return trained
 
     def _train_fusion(self, corpus: Corpus, show: _Stages) -> None:
         with _one_torch_thread():

@@ -15,7 +15,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
 from braid_orchestrator.demo.recipe import DemoRecipe, FusionRecipe
-from braid_orchestrator.evaluation import EncodedText, compare_braid, encode_windows
+from braid_orchestrator.evaluation import compare_braid
 from braid_orchestrator.inprocess.fusion_training import encode_texts, fusion_training_config, train_fusion
 from braid_services.shard.backend import ShardBackend
 
@@ -61,7 +61,7 @@ def train_braid(
         num_chars=fusion.num_chars,
         seed=fusion.seed,
     )
-    tokens = encode_texts(braid.backends[0], texts)
+    tokens = encode_texts(braid.backends[braid.stack.plan.anchor], texts)
     batches = TokenWindows(tokens, fusion.window, max(1, fusion.step_tokens // fusion.window), fusion.seed)
     record = train_fusion(
         braid.backends,
@@ -77,17 +77,15 @@ def train_braid(
     return record
 
 
-def held_out_texts(backend: ShardBackend, corpus: Corpus, recipe: DemoRecipe) -> dict[str, EncodedText]:
+def held_out_texts(corpus: Corpus, recipe: DemoRecipe) -> dict[str, list[str]]:
     """Held-out code, prose, and a mix of both, an even sample of the files."""
     code, prose = corpus.texts("held_out", "code"), corpus.texts("held_out", "prose")
     num_chars = recipe.evaluation_chars
-    texts = {
+    return {
         "code": _even_sample(code, num_chars),
         "prose": _even_sample(prose, num_chars),
         "mix": mixed_texts(code, prose, num_chars=num_chars, seed=HELD_OUT_SEED),
     }
-    window = recipe.evaluation_window
-    return {name: encode_windows(backend, parts, window) for name, parts in texts.items()}
 
 
 def compare_on_held_out(
@@ -97,8 +95,15 @@ def compare_on_held_out(
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of each shard alone, their average and the braid: ``result[who][text]``."""
-    texts = held_out_texts(braid.backends[0], corpus, recipe)
-    return compare_braid(braid.backends, braid.stack, texts, on_progress, threads=_threads(recipe.fusion))
+    texts = held_out_texts(corpus, recipe)
+    return compare_braid(
+        braid.backends,
+        braid.stack,
+        texts,
+        recipe.evaluation_window,
+        on_progress,
+        threads=_threads(recipe.fusion),
+    )
 
 
 def _threads(fusion: FusionRecipe) -> int:

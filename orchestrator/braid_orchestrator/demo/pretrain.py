@@ -41,7 +41,6 @@ class PretrainJob:
 
     specialist: SpecialistRecipe
     vocab_size: int
-    context_length: int
     tokens: str
     tokenizer: str
     folder: str
@@ -54,10 +53,11 @@ class PretrainJob:
     def read(cls, path: Path) -> PretrainJob:
         """What `write` wrote."""
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**raw, "specialist": SpecialistRecipe(**raw["specialist"])})
+        specialist = {**raw["specialist"], "reads": tuple(raw["specialist"]["reads"])}
+        return cls(**{**raw, "specialist": SpecialistRecipe(**specialist)})
 
 
-def make_model(specialist: SpecialistRecipe, vocab_size: int, context_length: int) -> LlamaForCausalLM:
+def make_model(specialist: SpecialistRecipe, vocab_size: int) -> LlamaForCausalLM:
     """An untrained specialist; the same each time. Token 0 ends a text."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -66,7 +66,7 @@ def make_model(specialist: SpecialistRecipe, vocab_size: int, context_length: in
         num_hidden_layers=specialist.num_layers,
         num_attention_heads=specialist.num_heads,
         num_key_value_heads=specialist.num_heads,
-        max_position_embeddings=context_length,
+        max_position_embeddings=specialist.context_length,
         rope_parameters={"rope_type": "default", "rope_theta": specialist.rotary_base},
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -141,7 +141,7 @@ def run_job(job: PretrainJob, on_progress: Callable[[Progress], None]) -> None:
     """Train and save; the folder appears complete or not at all."""
     specialist = job.specialist
     tokens = load_file(job.tokens)[specialist.name]
-    model = make_model(specialist, job.vocab_size, job.context_length)
+    model = make_model(specialist, job.vocab_size)
     folder = Path(job.folder)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)

@@ -8,21 +8,37 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 # Raise it when code changes what a recipe leads to.
-RECIPE_FORMAT = 1
+RECIPE_FORMAT = 2
+
+
+Kind = Literal["code", "prose"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRecipe:
+    """``kind``: ``bpe`` merges bytes, as GPT-2 does; ``pieces`` merges characters of words that carry their space
+    before them, as SentencePiece does; ``bytes`` merges nothing."""
+
+    name: str
+    kind: Literal["bpe", "pieces", "bytes"]
+    vocab_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpecialistRecipe:
-    """One small Llama and its training. Windows of ``window`` tokens, and of ``long_window`` for the last
-    ``long_share`` of the steps; every step takes ``step_tokens`` tokens."""
+    """One small Llama and its training on the kinds of text that it ``reads``. Windows of ``window`` tokens, and of
+    ``long_window`` for the last ``long_share`` of the steps; every step takes ``step_tokens`` tokens."""
 
-    name: Literal["code", "prose"]
+    name: str
     width: int
     num_layers: int
     num_heads: int
     mlp_width: int
     num_steps: int
     max_seconds: float
+    reads: tuple[Kind, ...]
+    tokenizer: str = "shared"
+    context_length: int = 1024
     window: int = 128
     long_window: int = 512
     long_share: float = 0.15
@@ -51,9 +67,8 @@ class FusionRecipe:
 class DemoRecipe:
     """The whole. ``corpus_share`` of the files are read; ``evaluation_chars`` is of each kind of held-out text."""
 
-    vocab_size: int
+    tokenizers: tuple[TokenizerRecipe, ...]
     tokenizer_chars: int
-    context_length: int
     specialists: tuple[SpecialistRecipe, ...]
     fusion: FusionRecipe
     evaluation_chars: int
@@ -63,6 +78,10 @@ class DemoRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    def tokenizer_of(self, specialist: SpecialistRecipe) -> TokenizerRecipe:
+        """The tokenizer that a specialist reads by."""
+        return next(one for one in self.tokenizers if one.name == specialist.tokenizer)
 
     def specialists_part(self) -> dict[str, Any]:
         """What the tokenizer and the specialists depend on."""
@@ -83,27 +102,86 @@ def digest(parts: Any) -> str:
 
 
 FULL = DemoRecipe(
-    vocab_size=2048,
+    tokenizers=(TokenizerRecipe("shared", "bpe", 2048),),
     tokenizer_chars=4_000_000,
-    context_length=1024,
     specialists=(
-        SpecialistRecipe("code", 128, 4, 2, 384, num_steps=600, max_seconds=165.0),
-        SpecialistRecipe("prose", 96, 5, 2, 256, num_steps=800, max_seconds=165.0, seed=1),
+        SpecialistRecipe("code", 128, 4, 2, 384, num_steps=600, max_seconds=165.0, reads=("code",)),
+        SpecialistRecipe("prose", 96, 5, 2, 256, num_steps=800, max_seconds=165.0, reads=("prose",), seed=1),
     ),
     fusion=FusionRecipe(num_steps=220, max_seconds=65.0, num_chars=1_000_000),
     evaluation_chars=45_000,
 )
 
-QUICK = replace(
+# Three shards of three tokenizers, widths and depths; the third reads bytes, so it knows how words are spelt.
+MIXED = replace(
     FULL,
-    vocab_size=512,
-    tokenizer_chars=200_000,
-    specialists=tuple(
-        replace(specialist, width=32 * (2 - i), num_layers=4 - i, num_heads=2, mlp_width=64, num_steps=60)
-        for i, specialist in enumerate(FULL.specialists)
+    tokenizers=(
+        TokenizerRecipe("code", "bpe", 2048),
+        TokenizerRecipe("prose", "pieces", 1536),
+        TokenizerRecipe("bytes", "bytes", 257),
     ),
-    fusion=replace(FULL.fusion, num_steps=25, num_chars=60_000, step_tokens=512, threads=1),
-    evaluation_chars=5_000,
+    specialists=(
+        replace(FULL.specialists[0], tokenizer="code", max_seconds=130.0),
+        replace(FULL.specialists[1], tokenizer="prose", max_seconds=130.0),
+        SpecialistRecipe(
+            "bytes",
+            80,
+            3,
+            2,
+            224,
+            num_steps=500,
+            max_seconds=130.0,
+            reads=("code", "prose"),
+            tokenizer="bytes",
+            context_length=4096,
+            window=256,
+            long_window=1024,
+            step_tokens=2048,
+            seed=2,
+        ),
+    ),
+    fusion=replace(FULL.fusion, num_steps=160, max_seconds=110.0, step_tokens=512),
+    evaluation_chars=20_000,
     evaluation_window=256,
-    corpus_share=0.1,
 )
+
+
+def _quick(full: DemoRecipe) -> DemoRecipe:
+    sizes = {"shared": 512, "code": 512, "prose": 400, "bytes": 257}
+    return replace(
+        full,
+        tokenizers=tuple(replace(one, vocab_size=sizes[one.name]) for one in full.tokenizers),
+        tokenizer_chars=200_000,
+        specialists=tuple(
+            replace(
+                specialist,
+                width=32 * (1 + (i == 0)),
+                num_layers=4 - i,
+                num_heads=2,
+                mlp_width=64,
+                num_steps=60,
+            )
+            for i, specialist in enumerate(full.specialists)
+        ),
+        fusion=replace(full.fusion, num_steps=25, num_chars=60_000, step_tokens=512, threads=1),
+        evaluation_chars=5_000,
+        evaluation_window=256,
+        corpus_share=0.1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One of the braids that `braid demo` builds: its file, the folder of its models, and how they come about."""
+
+    config: str
+    folder: str
+    full: DemoRecipe
+    quick: DemoRecipe
+
+
+DEMOS = {
+    "demo": Demo("deploy/braid.yaml", ".braid/demo", FULL, _quick(FULL)),
+    "mixed": Demo("deploy/mixed.yaml", ".braid/mixed", MIXED, _quick(MIXED)),
+}
+QUICK = DEMOS["demo"].quick

@@ -69,11 +69,11 @@ def test_scores_equal_the_plain_forward(backends: list[ShardBackend]) -> None:
 
 
 def test_an_untrained_braid_is_its_anchor_or_the_plain_average(backends: list[ShardBackend]) -> None:
-    texts = {"text": encode_windows(backends[0], [TEXT], 32)}
+    texts = {"text": [TEXT]}
     seen: list[float] = []
-    by_anchor = compare_braid(backends, stack_of(backends, "anchor"), texts, seen.append)
+    by_anchor = compare_braid(backends, stack_of(backends, "anchor"), texts, 32, seen.append)
     assert by_anchor[BRAID]["text"] == pytest.approx(by_anchor["left"]["text"], abs=1e-5)
-    by_gate = compare_braid(backends, stack_of(backends, "gate"), texts)
+    by_gate = compare_braid(backends, stack_of(backends, "gate"), texts, 32)
     assert by_gate[BRAID]["text"] == pytest.approx(by_gate[UNIFORM]["text"], abs=1e-5)
     assert list(by_gate) == ["left", "right", UNIFORM, BRAID]
     assert seen == sorted(seen) and seen[-1] == 1.0

@@ -196,9 +196,7 @@ def test_shards_that_the_demo_does_not_train_are_named(tmp_path: Path) -> None:
 
 
 def test_a_failing_specialist_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    job = PretrainJob(
-        RECIPE.specialists[0], 512, 128, str(tmp_path / "no.safetensors"), "", str(tmp_path / "x")
-    )
+    job = PretrainJob(RECIPE.specialists[0], 512, str(tmp_path / "no.safetensors"), "", str(tmp_path / "x"))
     with pytest.raises(BraidError, match=r"'code' ended with exit code 1: .*no\.safetensors"):
         train_specialists([job], tmp_path, lambda name, progress: None)
 
