@@ -51,6 +51,10 @@ def test_compose_runs_every_part_of_the_braid_by_its_name() -> None:
     options = parsed(serve)
     assert (options["host"], options["http_port"], options["grpc_port"]) == ("0.0.0.0", 8000, 9000)
     assert options["join"] is True
+    assert services[ORCHESTRATOR]["environment"] == {
+        **services[FUSION]["environment"],
+        "BRAID_API_KEYS": None,
+    }
     assert set(services[ORCHESTRATOR]["depends_on"]) == set(services) - {ORCHESTRATOR}
 
 
