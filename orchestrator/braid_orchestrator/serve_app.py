@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI
@@ -23,17 +23,25 @@ from ray import serve
 
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.schema import parse_braid_config
-from braid_orchestrator.config.values import FUSION, ORCHESTRATOR, BraidConfig, FusionConfig
+from braid_orchestrator.config.values import FUSION, ORCHESTRATOR, BraidConfig, FusionConfig, StateConfig
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, check_metadata, fail_serve_call
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_orchestrator.serving.port import BraidPort
 from braid_orchestrator.serving.probing import probe
+from braid_orchestrator.state.discovery import Discovery
+from braid_orchestrator.state.lease import Lease, shard_record
+from braid_orchestrator.state.opening import open_store
+from braid_orchestrator.state.registry import Registry
+from braid_orchestrator.state.store import StateStore
 from braid_rpc.errors import UnavailableError
 from braid_rpc.v1 import braid_pb2
 from braid_services.serving import RunningServer
 from braid_services.shard.config import ShardConfig
+
+if TYPE_CHECKING:
+    from braid_orchestrator.assembly import Replicas, Resolver
 
 # Long enough for Serve to notice that a replica is gone; the engine asks again after that.
 RESOLVE_TIMEOUT_S = 10.0
@@ -56,12 +64,20 @@ class ReplicaAddress:
 class _Replica:
     """A gRPC server inside a Serve replica. It has threads of its own: Serve's event loop is never blocked."""
 
-    def __init__(self, name: str, start: Callable[[list[str]], RunningServer]) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[list[str]], RunningServer],
+        lease: Callable[[list[str]], Lease | None] = lambda targets: None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="braid-")
         unix = f"unix:{self._folder.name}/{name[:32]}.sock"
         self._server = start([unix, f"{ray.util.get_node_ip_address()}:0"])
         unix, tcp = self._server.targets
         self._address = ReplicaAddress(ray.get_runtime_context().get_node_id(), unix, tcp)
+        self._lease = lease([unix, tcp])
+        if self._lease is not None:
+            self._lease.__enter__()
 
     async def address(self) -> ReplicaAddress:
         """Where to connect."""
@@ -72,6 +88,9 @@ class _Replica:
         await asyncio.to_thread(probe, self._address.unix)
 
     def __del__(self) -> None:
+        lease: Lease | None = getattr(self, "_lease", None)
+        if lease is not None:
+            lease.__exit__()
         if hasattr(self, "_server"):
             self._server.stop()
         self._folder.cleanup()
@@ -80,10 +99,17 @@ class _Replica:
 class ShardReplica(_Replica):
     """One base model, served. Where it can't be loaded, the deployment fails with the reason."""
 
-    def __init__(self, config: ShardConfig) -> None:
+    def __init__(self, config: ShardConfig, state: StateConfig, braid: str) -> None:
         from braid_services.shard.main import serve_shard
 
-        super().__init__(config.name, lambda targets: serve_shard(config, targets))
+        def lease(targets: list[str]) -> Lease | None:
+            """All replicas of a shard are found in the store, where there is one that others share."""
+            if state.store == "memory":
+                return None
+            describe = shard_record(config.name, targets, None)
+            return Lease(open_store(state, braid), describe, state.heartbeat_s, state.expiry_s)
+
+        super().__init__(config.name, lambda targets: serve_shard(config, targets), lease)
 
 
 class FusionReplica(_Replica):
@@ -106,17 +132,24 @@ class OrchestratorReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: BraidConfig, shards: dict[str, Any], fusion: Any | None
     ) -> None:
-        from braid_orchestrator.assembly import assemble_remote
+        from braid_orchestrator.assembly import Replicas, assemble_remote
 
         # Before anything is assembled, wait without a limit: a large model takes long to load.
         await asyncio.gather(
             *(handle.address.remote() for handle in (*shards.values(), *filter(None, [fusion])))
         )
+        sources: dict[str, Resolver | Replicas] = {
+            name: _resolver(name, handle) for name, handle in shards.items()
+        }
+        store: StateStore | None = None
+        if config.state.store != "memory":
+            store = open_store(config.state, config.name)
+            found = {name: Discovery(Registry(store), name) for name in shards}
+            for discovery in found.values():
+                await asyncio.to_thread(discovery.wait, RESOLVE_TIMEOUT_S)
+            sources = {name: Replicas(one.targets, config.state.heartbeat_s) for name, one in found.items()}
         self._service = await asyncio.to_thread(
-            assemble_remote,
-            config,
-            {name: _resolver(name, handle) for name, handle in shards.items()},
-            None if fusion is None else _resolver(FUSION, fusion),
+            assemble_remote, config, sources, None if fusion is None else _resolver(FUSION, fusion), store
         )
         self.metered = MeteredService(self._service)
         self.keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
@@ -231,7 +264,10 @@ def build(args: dict[str, Any]) -> Any:
     Raises: ConfigError, naming the key, what it got and what it expected.
     """
     config = locate_files(parse_braid_config(args, os.environ))
-    shards = {shard.name: shard_deployment.options(name=shard.name).bind(shard) for shard in config.shards}
+    shards = {
+        shard.name: shard_deployment.options(name=shard.name).bind(shard, config.state, config.name)
+        for shard in config.shards
+    }
     fusion = None
     if config.fusion.placement == "service":
         fusion = fusion_deployment.options(name=FUSION).bind(config.fusion)
