@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from braid_orchestrator.http.answers import answer
 from braid_orchestrator.http.collecting import collect
 from braid_orchestrator.http.native import stream_events
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, GenerateOut
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES, GenerateOut
 from braid_orchestrator.http.streaming import EventStream, first_of, unless_hung_up
 from braid_orchestrator.serving.port import BraidPort
 
@@ -24,7 +24,12 @@ def resuming_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         """The ids of requests whose orchestrator is gone, and that nobody carries on yet."""
         return {"orphaned": await get_service().orphans()}
 
-    @router.post("/{request_id}/resume", response_model=GenerateOut, response_model_exclude_unset=True)
+    @router.post(
+        "/{request_id}/resume",
+        response_model=GenerateOut,
+        response_model_exclude_unset=True,
+        responses=STREAM_RESPONSES,
+    )
     async def resume(request_id: str, http: Request, stream: bool = False) -> Any:
         """Carry one of them on. Answers as `/generate` would have: from the first token on."""
         service = get_service()
