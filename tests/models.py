@@ -64,7 +64,7 @@ def reading(kind: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer.from_str(tokenizer_json(kind))
     end = next(
         name
-        for name in ("<eos>", "</s>", "[SEP]")
+        for name in ("<eos>", "</s>", "<|endoftext|>", "[SEP]")
         if tokenizer.token_to_id(name) is not None or name == "[SEP]"
     )
     names = {"eos_token": end} if tokenizer.token_to_id(end) is not None else {}

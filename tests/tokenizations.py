@@ -154,6 +154,20 @@ def _word_piece() -> Tokenizer:
     return trained
 
 
+GPT2_FOLDER = SHARED / "data" / "tokenizers" / "gpt2"
+
+
+def gpt2_json() -> str:
+    """GPT-2's own tokenizer, from its published files."""
+    tokenizer = Tokenizer(
+        models.BPE.from_file(str(GPT2_FOLDER / "vocab.json"), str(GPT2_FOLDER / "merges.txt"))
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer.to_str()
+
+
 _MAKERS: dict[str, Callable[[], Tokenizer]] = {
     "byte bpe": _byte_bpe,
     "byte bpe, space first": _prefix_byte_bpe,
@@ -172,4 +186,4 @@ KINDS = tuple(_MAKERS)
 @cache
 def tokenizer_json(kind: str) -> str:
     """The same each time: training is deterministic."""
-    return _MAKERS[kind]().to_str()
+    return gpt2_json() if kind == "gpt2" else _MAKERS[kind]().to_str()

@@ -12,7 +12,7 @@ from braids import TRANSPORTS, Client, braid_config, running, shaken_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import reading_backend
-from tokenizations import KINDS, SHARED
+from tokenizations import GPT2_FOLDER, KINDS, SHARED
 
 from braid_fusion.weights import load_stack
 from braid_orchestrator.assembly import resolve_plan
@@ -231,17 +231,23 @@ def test_a_shard_that_can_hold_no_more_ends_the_text(tmp_path: Path) -> None:
             client.generate("Once upon a time " * 10, max_tokens=1)
 
 
-def test_two_real_models_read_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("readout", ["anchor", "gate"])
+def test_real_models_and_tokenizers_read_each_other(readout: str, tmp_path: Path) -> None:
+    """Two real models of 512 pieces each, GPT-2's tokenizer, bytes and words."""
     folders = [SHARED / "models" / name for name in ("stories260K", "aidreams260K")]
-    if not all(folder.exists() for folder in folders):
-        pytest.skip(f"needs {folders[0]} and {folders[1]}")
+    wanted = [*folders, GPT2_FOLDER]
+    if not all(folder.exists() for folder in wanted):
+        pytest.skip(f"needs {', '.join(map(str, wanted))}")
     shards = [ShardConfig(name=folder.name, model=str(folder), cache_bytes=2**24) for folder in folders]
     backends = [ShardBackend.load(shard) for shard in shards]
-    names = [shard.name for shard in shards]
-    config = configure(tmp_path, backends, points=POINTS, names=names)
-    prompt = "Once upon a time, there was a little girl named Lily. She didn't"
+    backends += [
+        reading_backend(kind, kind, seed, context=512) for seed, kind in enumerate(("gpt2", "bytes", "words"))
+    ]
+    names = [backend.card.name for backend in backends]
+    config = configure(tmp_path, backends, points=POINTS, names=names, readout=ReadoutConfig(readout))
+    prompt = "Once upon a time, there was a girl named Lily. She didn't 🙂 say"
     with running(config, backends, "in process", tmp_path) as client:
-        result = client.generate(prompt, max_tokens=20, seed=1, logprobs=0, ignore_eos=True)
+        result = client.generate(prompt, max_tokens=16, seed=1, logprobs=0, ignore_eos=True)
         ids = list(client.engine.text.encode(prompt).token_ids) + result.token_ids
     expected = whole_log_probs(config, backends, ids)
     for at in range(len(result.token_ids)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizations import KINDS, SHARED, TEXT, tokenizer_json
+from tokenizations import GPT2_FOLDER, KINDS, SHARED, TEXT, tokenizer_json
 from tokenizers import Tokenizer
 
 from braid_fusion.alignment import SettlingTokenizer
@@ -160,14 +160,15 @@ def test_an_unreadable_tokenizer_is_refused() -> None:
         SettlingTokenizer("{}")
 
 
-@pytest.mark.parametrize("model", ["stories260K", "aidreams260K"])
+@pytest.mark.parametrize("model", ["stories260K", "aidreams260K", "gpt2"])
 @pytest.mark.parametrize("source", ["tinystories/sample.txt", "code/attrs.py.txt", "wikitext-2/valid.txt"])
 def test_real_tokenizers_read_real_text_as_ever(model: str, source: str) -> None:
-    file, folder = SHARED / "data" / source, SHARED / "models" / model / "tokenizer.json"
+    file = SHARED / "data" / source
+    folder = GPT2_FOLDER if model == "gpt2" else SHARED / "models" / model
     if not (file.exists() and folder.exists()):
         pytest.skip(f"needs {file} and {folder}")
     text = file.read_text()[:20_000]
-    tokenizer_text = folder.read_text()
+    tokenizer_text = tokenizer_json("gpt2") if model == "gpt2" else (folder / "tokenizer.json").read_text()
     plain = Tokenizer.from_str(tokenizer_text)
     plain.encode_special_tokens = True
     whole = plain.encode(text, add_special_tokens=False).ids
