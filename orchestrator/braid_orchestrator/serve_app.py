@@ -12,7 +12,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,12 +228,18 @@ def _service() -> BraidPort:
     return _orchestrator().metered
 
 
+def _count_response(route: str, method: str, status: int) -> None:
+    with suppress(UnavailableError):  # still starting: there is nothing yet that counts
+        _orchestrator().metered.count_response(route, method, status)
+
+
 def _app() -> FastAPI:
     """Called once in every replica of the ingress."""
     return create_app(
         _service,
         lambda: _orchestrator().metered.render_metrics(),
         get_keys=lambda: _orchestrator().keys,
+        count_response=_count_response,
     )
 
 

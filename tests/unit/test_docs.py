@@ -57,8 +57,8 @@ from braid_services.shard.main import serve_backend
 
 from .braid_orchestrator.fake_service import FakeService
 
-CONFIGURATION, FUSION, HTTP = (
-    REPOSITORY / "docs" / f"{name}.md" for name in ("configuration", "fusion", "http")
+CONFIGURATION, FUSION, HTTP, OBSERVABILITY = (
+    REPOSITORY / "docs" / f"{name}.md" for name in ("configuration", "fusion", "http", "observability")
 )
 DEPLOY = REPOSITORY / "deploy" / "braid.yaml"
 
@@ -326,7 +326,9 @@ def test_every_metric_is_documented_with_its_kind() -> None:
         for family in families
         if not family.name.endswith("_created")
     }
-    rows = table_under(HTTP, "Operating it").by_first_column()
+    rows: dict[str, Any] = {}
+    for heading in ("Requests", "The engine", "Shards and spans", "Fusion"):
+        rows |= table_under(OBSERVABILITY, heading).by_first_column()
     assert {name: row["kind"] for name, row in rows.items()} == served
 
 

@@ -10,20 +10,21 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.config.values import LimitsConfig
 from braid_orchestrator.engine.intake import Intake
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.lockstep import LockStep
-from braid_orchestrator.engine.ports import Fusion, Shard
+from braid_orchestrator.engine.ports import Fusion, PointMetrics, Shard
 from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest
 from braid_orchestrator.engine.resuming import Replay
 from braid_orchestrator.engine.roster import Roster
 from braid_orchestrator.engine.rounds import Rounds
 from braid_orchestrator.engine.scheduler import Scheduler
 from braid_orchestrator.engine.sessions import BRAIDED, Request, Sequence, Sink
+from braid_orchestrator.engine.totals import StepTotals
 from braid_orchestrator.engine.trace import StepTrace
 from braid_rpc.cards import ShardCard
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
@@ -39,7 +40,9 @@ _PING_EVERY_S = 5.0
 class EngineStats:
     """A moment of the engine: how many sequences run and wait, tokens so far, free and total cache per shard.
 
-    ``preemptions`` counts sequences that gave way in a full cache, ``recoveries`` how often lost parts came back.
+    ``preemptions`` counts sequences that gave way in a full cache, ``losses`` how often a part was lost and
+    ``recoveries`` how often all were back; ``is_whole`` is whether they are now. ``link_bytes`` are those of all
+    messages over each shard's present connections. ``totals`` go on growing.
     """
 
     running: int
@@ -51,6 +54,11 @@ class EngineStats:
     cache_bytes_total: dict[str, int]
     preemptions: int = 0
     recoveries: int = 0
+    losses: int = 0
+    is_whole: bool = True
+    replicas: dict[str, int] = field(default_factory=dict)
+    link_bytes: dict[str, int] = field(default_factory=dict)
+    totals: StepTotals = field(default_factory=StepTotals)
 
 
 class Engine:
@@ -203,6 +211,10 @@ class Engine:
         """Use another version of the fusion weights for sessions opened from now on."""
         self._fusion.activate(version)
 
+    def point_metrics(self) -> Many[PointMetrics]:
+        """What the fusion modules say about themselves; may ask another process. Raises: UnavailableError."""
+        return self._fusion.metrics()
+
     def stats(self) -> EngineStats:
         """Counts and room, now."""
         cards = self.cards
@@ -217,6 +229,11 @@ class Engine:
             cache_bytes_total={card.name: card.cache_bytes_total for card in cards},
             preemptions=rounds.preemptions,
             recoveries=rounds.recoveries,
+            losses=rounds.losses,
+            is_whole=rounds.lost is None,
+            replicas={shard.name: shard.num_replicas for shard in self._shards},
+            link_bytes={shard.name: shard.num_bytes for shard in self._shards},
+            totals=rounds.trace.totals,
         )
 
     def _enqueue(self, sequences: list[Sequence]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
-from braid_orchestrator.engine.ports import FuseResult
+from braid_orchestrator.engine.ports import FuseResult, PointMetrics
 from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep
 from braid_services.fusion.backend import FusionBackend, FusionStream
@@ -42,6 +42,16 @@ class LocalShard:
     def card(self) -> ShardCard:
         """As it is now, free bytes included."""
         return self._backend.card
+
+    @property
+    def num_replicas(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def num_bytes(self) -> int:
+        """None: nothing is copied."""
+        return 0
 
     def open(self, sessions: Sequence[OpenSession]) -> None:
         """See `ports.Shard`."""
@@ -138,6 +148,10 @@ class LocalFusion:
     def activate(self, version: str) -> None:
         """See `ports.Fusion`."""
         self._backend.activate(version)
+
+    def metrics(self) -> Sequence[PointMetrics]:
+        """See `ports.Fusion`."""
+        return self._backend.metrics()
 
     def reconnect(self) -> None:
         """See `ports.Fusion`."""

@@ -8,7 +8,7 @@ used again, and its sessions are gone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +29,14 @@ class Shard(Protocol):
     @property
     def card(self) -> ShardCard:
         """What the shard says about itself; the free bytes as of the last answer."""
+
+    @property
+    def num_replicas(self) -> int:
+        """How many there are to run on."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all messages over the present connections, both ways; 0 in process."""
 
     def open(self, sessions: Sequence[OpenSession]) -> None:
         """Open all or none. Raises: CacheFullError, InvalidRequestError."""
@@ -64,6 +72,22 @@ class FuseResult:
 
     states: list[Tensor | None]
     timings: Timings = field(default_factory=Timings)
+
+
+class PointMetrics(Protocol):
+    """Running means of a fusion point, or of the readout (named ``readout``), over its sampled calls."""
+
+    @property
+    def point(self) -> str:
+        """Its name."""
+
+    @property
+    def rows(self) -> int:
+        """All that it has seen."""
+
+    @property
+    def mean(self) -> Mapping[str, float]:
+        """By metric: ``weight/<shard>``, ``router_entropy``, ``gate/<shard>``, ``update/<shard>``."""
 
 
 class Fusion(Protocol):
@@ -103,6 +127,9 @@ class Fusion(Protocol):
 
     def activate(self, version: str) -> None:
         """Use another version of the weights for sessions opened from now on."""
+
+    def metrics(self) -> Sequence[PointMetrics]:
+        """By fusion point, then of the readout. Unlike all else, from any thread. Raises: UnavailableError."""
 
     def reconnect(self) -> None:
         """Start afresh without sessions, on the plan prepared last. Raises: UnavailableError."""

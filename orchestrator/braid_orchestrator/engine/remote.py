@@ -13,7 +13,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.frame_link import FrameLink
-from braid_orchestrator.engine.ports import FuseResult
+from braid_orchestrator.engine.ports import FuseResult, PointMetrics
 from braid_rpc.cards import PROTOCOL_VERSION, ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, FrameError, ProtocolVersionError, UnavailableError
 from braid_rpc.frames import check_frames, frame_code, is_narrower
@@ -58,6 +58,11 @@ class RemoteShard:
     def card(self) -> ShardCard:
         """As described when the connection was made; the free bytes as of the last reply."""
         return replace(self._card, cache_bytes_free=self._cache_bytes_free)
+
+    @property
+    def num_replicas(self) -> int:
+        """One."""
+        return 1
 
     @property
     def num_bytes(self) -> int:
@@ -277,6 +282,12 @@ class RemoteFusion:
         if self._client is None:
             raise UnavailableError("fusion service: not connected")
         self._active_version = self._client.activate(version).active_version
+
+    def metrics(self) -> Sequence[PointMetrics]:
+        """See `ports.Fusion`."""
+        if self._client is None:
+            raise UnavailableError("fusion service: not connected")
+        return self._client.metrics()
 
     def reconnect(self) -> None:
         """See `ports.Fusion`."""

@@ -67,6 +67,11 @@ class ReplicatedShard:
         """How many there are to run on."""
         return len(self._replicas.members)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all messages over the present connections, both ways."""
+        return sum(member.shard.num_bytes for member in list(self._replicas.members))
+
     def open(self, sessions: Sequence[OpenSession]) -> None:
         """See `ports.Shard`."""
         self._replicas.refresh()

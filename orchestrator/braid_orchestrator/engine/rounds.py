@@ -59,6 +59,7 @@ class Rounds:
         self.steps = 0
         self.preemptions = 0
         self.recoveries = 0
+        self.losses = 0
         self._scheduler = scheduler
         self._lockstep = lockstep
         self._roster = roster
@@ -99,7 +100,10 @@ class Rounds:
                 self._scheduler.admit(self._open)
             works = self._scheduler.next_works()
             if works:
+                started_s = time.perf_counter()
                 self._run(works)
+                num_rows = sum(work.num_rows for work in works)
+                self.trace.totals.add_step(time.perf_counter() - started_s, num_rows, len(works))
                 self.steps += 1
             else:
                 self._roster.ping()
@@ -241,6 +245,7 @@ class Rounds:
             sequence.num_cached = 0
             sequence.num_recoveries += 1
         self.abandon([sequence for sequence in lost if sequence.num_recoveries > _MAX_RECOVERIES], error)
+        self.losses += 1
         if self._lost is None:
             self._lost_since_s = time.monotonic()
         self._lost = error

@@ -1,4 +1,4 @@
-"""Where the time of the steps goes, for whoever wants to know: nothing is kept until recording begins."""
+"""Where the time of the steps goes: sums always, and each step by itself once recording begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from braid_orchestrator.engine.totals import StepTotals
 from braid_rpc.steps import Timings
 
 
@@ -50,9 +51,11 @@ class Recording:
 
 
 class StepTrace:
-    """What the lock step reports to. ``recording`` is None unless somebody has begun one."""
+    """What the lock step reports to. ``totals`` are of all steps; ``recording`` is None unless somebody has begun
+    one."""
 
     def __init__(self) -> None:
+        self.totals = StepTotals()
         self.recording: Recording | None = None
 
     def add_span(
@@ -64,6 +67,7 @@ class StepTrace:
         timings: Mapping[int, Timings],
     ) -> None:
         """All shards finished a span. Per shard: when its message was begun, and when its answer was there."""
+        self.totals.add_span(span, sent_s, got_s, timings)
         if self.recording is None:
             return
         on_server = {shard: t.compute_s + t.wait_s + t.serialize_s for shard, t in timings.items()}
@@ -84,6 +88,7 @@ class StepTrace:
 
     def add_fusion(self, point: int, wall_s: float, timings: Timings) -> None:
         """States were exchanged at a point."""
+        self.totals.add_fusion(point, wall_s, timings)
         if self.recording is not None:
             wire_s = max(wall_s - timings.compute_s - timings.wait_s - timings.serialize_s, 0.0)
             self.recording.fusion[point].append(
@@ -92,5 +97,6 @@ class StepTrace:
 
     def add_readout(self, wall_s: float) -> None:
         """Next-token scores were mixed."""
+        self.totals.add_readout(wall_s)
         if self.recording is not None:
             self.recording.readout_s.append(wall_s)

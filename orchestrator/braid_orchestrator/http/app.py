@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 from fastapi import FastAPI
 
 from braid_orchestrator.http.chat import chat_routes
 from braid_orchestrator.http.completions import completion_routes
+from braid_orchestrator.http.counting import CountResponse, ResponseCounter
 from braid_orchestrator.http.errors import install_error_handlers
 from braid_orchestrator.http.guard import ApiKeyGuard, BodyLimit
 from braid_orchestrator.http.limiting import RateLimit
@@ -35,22 +37,30 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     body_patience_s: float = BODY_PATIENCE_S,
     get_keys: Callable[[], ApiKeys | None] = lambda: None,
+    count_response: CountResponse = lambda route, method, status: None,
 ) -> FastAPI:
     """The HTTP API over ``get_service()``, which may raise UnavailableError while there is none yet.
 
-    ``render_metrics`` gives what `/metrics` shows (`metrics.MeteredService` has both). With the keys that
+    ``render_metrics`` gives what `/metrics` shows, ``count_response`` is told of every response
+    (`metrics.MeteredService` has all three). With the keys that
     ``get_keys`` gives, every route but those of `guard.OPEN_PATHS` asks for one; with None, none does.
     """
     app = FastAPI(title="Braid", version="1", description=_ABOUT, redirect_slashes=False)
     install_error_handlers(app)
-    app.include_router(native_routes(get_service))
-    app.include_router(completion_routes(get_service))
-    app.include_router(chat_routes(get_service))
-    app.include_router(tokenizing_routes(get_service))
-    app.include_router(operation_routes(get_service, render_metrics))
-    app.include_router(resuming_routes(get_service))
+    routers = [
+        native_routes(get_service),
+        completion_routes(get_service),
+        chat_routes(get_service),
+        tokenizing_routes(get_service),
+        operation_routes(get_service, render_metrics),
+        resuming_routes(get_service),
+    ]
+    routes = [*app.routes, *chain.from_iterable(router.routes for router in routers)]
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes, patience_s=body_patience_s)
     app.add_middleware(RateLimit, get_service=get_service, get_keys=get_keys)
-    # Added last, so it stands first: nothing of a request is read before its key is.
+    # What is added last stands first: nothing of a request is read before its key is, and all are counted.
     app.add_middleware(ApiKeyGuard, get_keys=get_keys)
+    app.add_middleware(ResponseCounter, count=count_response, routes=routes)
     return app

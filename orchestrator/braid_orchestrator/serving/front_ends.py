@@ -29,7 +29,12 @@ class FrontEnds:
         keys: ApiKeys | None = None,
     ) -> None:
         """Raises: UnavailableError if gRPC's address is taken."""
-        app = create_app(lambda: service, service.render_metrics, get_keys=lambda: keys)
+        app = create_app(
+            lambda: service,
+            service.render_metrics,
+            get_keys=lambda: keys,
+            count_response=service.count_response,
+        )
         self._socket = http_socket
         self._http = _QuietServer(
             uvicorn.Config(

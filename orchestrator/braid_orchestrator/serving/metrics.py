@@ -1,38 +1,41 @@
 """What operators watch: a registry of Prometheus metrics, and a braid that fills it as it answers.
 
-Names follow what other completion services use; all begin with ``braid_``. Gauges are read when scraped.
+Names follow what other completion services use; all begin with ``braid_``. What the engine counts by itself is in
+`engine_metrics`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
+    Finished,
     GenerateRequest,
     ScoreRequest,
     ScoreResult,
     Started,
     TokenEvent,
 )
+from braid_orchestrator.serving.engine_metrics import EngineMetrics
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
 if TYPE_CHECKING:
     from braid_orchestrator.engine.engine import EngineStats
+    from braid_orchestrator.engine.ports import PointMetrics
     from braid_orchestrator.serving.service import BraidDescription
     from braid_orchestrator.serving.shard_text import ShardText
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
 class ServiceMetrics:
@@ -50,6 +53,36 @@ class ServiceMetrics:
             "braid_time_per_output_token_seconds",
             "Between one token of a choice and the next.",
             buckets=_TOKEN_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_seconds = Histogram(
+            "braid_request_queue_seconds",
+            "From a request's arrival to its admission.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.mean_time_per_output_token = Histogram(
+            "braid_request_time_per_output_token_seconds",
+            "Per finished choice: time after its first token, divided by the tokens after it.",
+            buckets=_TOKEN_SECONDS,
+            registry=self.registry,
+        )
+        self.request_prompt_tokens = Histogram(
+            "braid_request_prompt_tokens",
+            "Prompt tokens of a request.",
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self.request_completion_tokens = Histogram(
+            "braid_request_completion_tokens",
+            "Tokens made for a finished request.",
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self.http_requests = Counter(
+            "braid_http_requests",
+            "Responses, by route, method and status.",
+            ["route", "method", "status"],
             registry=self.registry,
         )
         self.request_seconds = Histogram(
@@ -72,17 +105,65 @@ class ServiceMetrics:
         )
 
 
+class _GenerationMeter:
+    """Observes one request's events as they pass."""
+
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        self._metrics = metrics
+        self._began_s = time.perf_counter()
+        self._first_s: dict[int, float] = {}
+        self._last_s: dict[int, float] = {}
+        self._num_tokens: dict[int, int] = {}
+
+    def note(self, event: Event) -> None:
+        """The next event has come."""
+        metrics, now_s = self._metrics, time.perf_counter()
+        match event:
+            case Started():
+                metrics.queue_seconds.observe(now_s - self._began_s)
+                metrics.prompt_tokens.inc(event.prompt_tokens)
+                metrics.request_prompt_tokens.observe(event.prompt_tokens)
+            case TokenEvent():
+                self._note_token(event, now_s)
+            case ChoiceFinished():
+                metrics.finish_reasons.labels(event.finish_reason).inc()
+                later_tokens = self._num_tokens.get(event.index, 0) - 1
+                if later_tokens > 0:
+                    seconds = self._last_s[event.index] - self._first_s[event.index]
+                    metrics.mean_time_per_output_token.observe(seconds / later_tokens)
+            case Finished():
+                metrics.request_completion_tokens.observe(event.completion_tokens)
+
+    def _note_token(self, event: TokenEvent, now_s: float) -> None:
+        metrics, index = self._metrics, event.index
+        metrics.completion_tokens.inc()
+        if index in self._last_s:
+            metrics.time_per_output_token.observe(now_s - self._last_s[index])
+        else:
+            if not self._last_s:
+                metrics.time_to_first_token.observe(now_s - self._began_s)
+            self._first_s[index] = now_s
+        self._last_s[index] = now_s
+        self._num_tokens[index] = self._num_tokens.get(index, 0) + 1
+        for shard, weight in event.weights.items():
+            metrics.shard_weight.labels(shard).inc(weight)
+
+
 class MeteredService:
     """A braid that counts what passes through it; the same to its callers."""
 
     def __init__(self, service: BraidPort) -> None:
         self._service = service
         self._metrics = ServiceMetrics()
-        self._metrics.registry.register(_Gauges(service))
+        self._metrics.registry.register(EngineMetrics(service))
 
     def render_metrics(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._metrics.registry)
+
+    def count_response(self, route: str, method: str, status: int) -> None:
+        """A response was sent, over HTTP."""
+        self._metrics.http_requests.labels(route, method, str(status)).inc()
 
     @property
     def name(self) -> str:
@@ -92,27 +173,13 @@ class MeteredService:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """As `BraidPort.generate`."""
         metrics = self._metrics
+        meter = _GenerationMeter(metrics)
         began = time.perf_counter()
-        last: dict[int, float] = {}
         outcome = "cancelled"
         try:
             async with aclosing(as_generator(self._service.generate(request))) as events:
                 async for event in events:
-                    now = time.perf_counter()
-                    match event:
-                        case Started():
-                            metrics.prompt_tokens.inc(event.prompt_tokens)
-                        case TokenEvent():
-                            metrics.completion_tokens.inc()
-                            if event.index in last:
-                                metrics.time_per_output_token.observe(now - last[event.index])
-                            elif not last:
-                                metrics.time_to_first_token.observe(now - began)
-                            last[event.index] = now
-                            for shard, weight in event.weights.items():
-                                metrics.shard_weight.labels(shard).inc(weight)
-                        case ChoiceFinished():
-                            metrics.finish_reasons.labels(event.finish_reason).inc()
+                    meter.note(event)
                     yield event
             outcome = "finished"
         except BraidError as error:
@@ -172,22 +239,10 @@ class MeteredService:
         """As `BraidPort.stats`."""
         return self._service.stats()
 
+    def point_metrics(self) -> Sequence[PointMetrics]:
+        """As `BraidPort.point_metrics`."""
+        return self._service.point_metrics()
 
-class _Gauges(Collector):
-    """Read when scraped: requests in hand and room in the caches."""
-
-    def __init__(self, service: BraidPort) -> None:
-        self._service = service
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._service.stats()
-        yield GaugeMetricFamily("braid_requests_running", "Requests being answered.", value=stats.running)
-        yield GaugeMetricFamily("braid_requests_waiting", "Requests in the queue.", value=stats.waiting)
-        for name, help_text, by_shard in (
-            ("braid_cache_free_bytes", "Room left for keys and values.", stats.cache_bytes_free),
-            ("braid_cache_total_bytes", "Room for keys and values.", stats.cache_bytes_total),
-        ):
-            family = GaugeMetricFamily(name, help_text, labels=["shard"])
-            for shard, size in by_shard.items():
-                family.add_metric([shard], size)
-            yield family
+    def store_answers(self) -> bool | None:
+        """As `BraidPort.store_answers`."""
+        return self._service.store_answers()

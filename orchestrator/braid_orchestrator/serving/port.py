@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
     from braid_orchestrator.engine.engine import EngineStats
+    from braid_orchestrator.engine.ports import PointMetrics
     from braid_orchestrator.serving.service import BraidDescription
     from braid_orchestrator.serving.shard_text import ShardText
 
@@ -52,6 +53,12 @@ class BraidPort(Protocol):
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
+
+    def point_metrics(self) -> Sequence[PointMetrics]:
+        """What the fusion modules say about themselves. Blocks: not for an event loop."""
+
+    def store_answers(self) -> bool | None:
+        """Whether the state store did when last asked; None: it is shared with nobody."""
 
 
 def as_generator(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:

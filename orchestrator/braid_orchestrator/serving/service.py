@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from braid_fusion.plan import PlanPoint
 from braid_orchestrator.engine.engine import Engine, EngineStats
+from braid_orchestrator.engine.ports import PointMetrics
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
 from braid_orchestrator.engine.sessions import Sink
 from braid_orchestrator.serving.rate_limit import RateLimiter
@@ -168,6 +169,14 @@ class BraidService:
     def stats(self) -> EngineStats:
         """Counts and room, now."""
         return self._engine.stats()
+
+    def point_metrics(self) -> Sequence[PointMetrics]:
+        """As `Engine.point_metrics`."""
+        return self._engine.point_metrics()
+
+    def store_answers(self) -> bool | None:
+        """Whether the state store did at the last heartbeat; None without one that is shared."""
+        return None if self._link is None else self._link.is_up
 
     def stop(self) -> None:
         """Stop the engine; blocks until its thread has ended. What ends with it is left to other orchestrators."""

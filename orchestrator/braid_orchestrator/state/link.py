@@ -86,6 +86,11 @@ class StateLink:
             self._subscription.close()
         self._try(lambda: self._store.remove(_TABLE, [self.owner]), "left without a word")
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the store answered the last heartbeat."""
+        return self._lost is None
+
     def check(self) -> None:
         """New requests are taken in. Raises: UnavailableError, naming the store, if it is away and
         ``state.when_lost`` is ``refuse``."""

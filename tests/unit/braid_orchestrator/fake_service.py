@@ -26,6 +26,7 @@ from braid_orchestrator.serving.service import BraidDescription
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ContextLengthError, NotFoundError, UnknownVersionError
+from braid_rpc.fusion_client import PointMetrics
 
 WORDS = ("one", " two", " three")
 CHAT_TEMPLATE = r"""{{ mood }}
@@ -50,6 +51,7 @@ class FakeService:
         self.error_after_first: BraidError | Exception | None = None
         self.not_ready: BraidError | None = None
         self.version = "v1"
+        self.store_up: bool | None = True
         self.callers: list[str] = []
         self.too_many: BraidError | None = None
         self.orphaned: dict[str, GenerateRequest] = {}
@@ -144,6 +146,12 @@ class FakeService:
             raise UnknownVersionError(f"version: got {version!r}, expected one of: v1, v2")
         self.version = version
         return version
+
+    def point_metrics(self) -> Sequence[PointMetrics]:
+        return [PointMetrics("1", "mlp", 7, {"weight/left": 0.75, "gate/right": 0.5, "router_entropy": 0.1})]
+
+    def store_answers(self) -> bool | None:
+        return self.store_up
 
     def stats(self) -> EngineStats:
         return EngineStats(1, 2, 3, 4, 5, {"left": 10, "right": 20}, {"left": 100, "right": 100})

@@ -19,7 +19,12 @@ def service() -> FakeService:
 @pytest.fixture
 async def http(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
     metered = MeteredService(service)
-    app = create_app(lambda: metered, metered.render_metrics, max_body_bytes=10_000)
+    app = create_app(
+        lambda: metered,
+        metered.render_metrics,
+        max_body_bytes=10_000,
+        count_response=metered.count_response,
+    )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://braid") as client:
         yield client

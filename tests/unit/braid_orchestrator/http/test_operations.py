@@ -73,3 +73,28 @@ async def test_wrong_addresses_answer_in_the_same_shape(
     response = await http.request(method, path)
     assert response.status_code == status
     assert path in response.json()["error"]["message"]
+
+
+async def test_responses_are_counted_by_route_and_status(
+    http: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.error = UnavailableError("gone")
+    await http.post("/generate", json={"prompt": "x"})
+    await http.post("/generate", json={"prompt": 1})
+    await http.post("/generate", content=b"x" * 20_000)
+    await http.get("/v1/models/left")
+    await http.get("/v1/models/right")
+    await http.get("/nowhere/at/all")
+    await http.request("BREW", "/nowhere")
+    text = (await http.get("/metrics")).text
+    for route, method, status, count in (
+        ("/generate", "POST", 503, 1),
+        ("/generate", "POST", 400, 1),
+        ("/generate", "POST", 413, 1),
+        ("/v1/models/{model}", "GET", 200, 2),
+        ("other", "GET", 404, 1),
+        ("other", "other", 404, 1),
+    ):
+        line = f'braid_http_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}.0'
+        assert line in text
+    assert "nowhere" not in text and "BREW" not in text
