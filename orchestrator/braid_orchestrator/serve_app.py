@@ -25,6 +25,7 @@ from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.schema import parse_braid_config
 from braid_orchestrator.config.values import FUSION, ORCHESTRATOR, BraidConfig, FusionConfig, StateConfig
 from braid_orchestrator.http.app import create_app
+from braid_orchestrator.logs import configure_logs
 from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_orchestrator.serving.grpc_servicer import BraidRpc, ServeContext, check_metadata, fail_serve_call
 from braid_orchestrator.serving.metrics import MeteredService
@@ -96,6 +97,12 @@ class _Replica:
         self._folder.cleanup()
 
 
+def _configure_logs() -> None:
+    """Ray's own ways unless the environment asks for others."""
+    if {"BRAID_LOG_FORMAT", "BRAID_LOG_LEVEL"} & set(os.environ):
+        configure_logs(os.environ)
+
+
 class ShardReplica(_Replica):
     """One base model, served. Where it can't be loaded, the deployment fails with the reason."""
 
@@ -109,6 +116,7 @@ class ShardReplica(_Replica):
             describe = shard_record(config.name, targets, None)
             return Lease(open_store(state, braid), describe, state.heartbeat_s, state.expiry_s)
 
+        _configure_logs()
         super().__init__(config.name, lambda targets: serve_shard(config, targets), lease)
 
 
@@ -118,6 +126,7 @@ class FusionReplica(_Replica):
     def __init__(self, config: FusionConfig) -> None:
         from braid_services.fusion.main import serve_fusion
 
+        _configure_logs()
         super().__init__(
             FUSION,
             lambda targets: serve_fusion(
@@ -134,6 +143,7 @@ class OrchestratorReplica:
     ) -> None:
         from braid_orchestrator.assembly import Replicas, assemble_remote
 
+        _configure_logs()
         # Before anything is assembled, wait without a limit: a large model takes long to load.
         await asyncio.gather(
             *(handle.address.remote() for handle in (*shards.values(), *filter(None, [fusion])))
@@ -165,7 +175,7 @@ class OrchestratorReplica:
         """Stream a completion."""
         try:
             self._admit(grpc_context)
-            await self._rpc.admit(grpc_context)
+            await self._rpc.admit(grpc_context, "Generate")
             async with aclosing(self._rpc.generate(request)) as messages:
                 async for message in messages:
                     yield message
@@ -179,7 +189,7 @@ class OrchestratorReplica:
         """Log-probabilities of a text."""
         try:
             self._admit(grpc_context)
-            await self._rpc.admit(grpc_context)
+            await self._rpc.admit(grpc_context, "Score")
             return await self._rpc.score(request)
         except Exception as error:  # noqa: BLE001
             fail_serve_call(grpc_context, error, "Score")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from typing import Any
@@ -51,9 +50,7 @@ class ErrorsInOneLine(TyperGroup):
 
 
 def log_to_stderr() -> None:
-    """Warnings and worse; ``BRAID_LOG_LEVEL`` asks for more."""
-    level = os.environ.get("BRAID_LOG_LEVEL", "WARNING").upper()
-    handler = RichHandler(console=err, show_path=False, show_time=True)
-    logging.basicConfig(
-        level=level if level in logging.getLevelNamesMapping() else "WARNING", handlers=[handler]
-    )
+    """Warnings and worse, for people; ``BRAID_LOG_LEVEL`` asks for more, ``BRAID_LOG_FORMAT`` for JSON."""
+    from braid_orchestrator.logs import configure_logs
+
+    configure_logs(os.environ, RichHandler(console=err, show_path=False, show_time=True))

@@ -20,7 +20,9 @@ from braid_rpc.errors import ConfigError
 PREFIX = "BRAID_"
 KEYS = ("name", "anchor", "shards", "points", "readout", "fusion", "limits", "state", "auth", "seed")
 # Settings of the command line, not of the braid.
-RESERVED = frozenset({"BRAID_TARGET", "BRAID_CONFIG", "BRAID_LOG_LEVEL", "BRAID_API_KEYS", "BRAID_API_KEY"})
+RESERVED = frozenset(
+    {"BRAID_TARGET", "BRAID_CONFIG", "BRAID_LOG_LEVEL", "BRAID_LOG_FORMAT", "BRAID_API_KEYS", "BRAID_API_KEY"}
+)
 
 
 def apply_environment(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:

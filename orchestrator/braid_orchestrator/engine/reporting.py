@@ -83,5 +83,9 @@ def emit(request: Request, item: Event | ScoreResult | BraidError) -> None:
     try:
         request.sink(item)
     except Exception:  # noqa: BLE001 - whatever it is, generating for nobody is pointless
-        _log.warning("request %s: nobody takes its events any more", request.request_id, exc_info=True)
+        _log.warning(
+            "nobody takes a request's events any more",
+            extra={"request_id": request.request_id},
+            exc_info=True,
+        )
         request.cancelled = True

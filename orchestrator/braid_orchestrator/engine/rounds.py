@@ -155,7 +155,10 @@ class Rounds:
                 finished = report(work, scores, rows, self._shard_names, self._codec(sequence))
             except Exception as error:  # noqa: BLE001 - what one request brought about is that request's
                 if not isinstance(error, BraidError):
-                    _log.exception("request %s failed", sequence.request.request_id)
+                    _log.exception(
+                        "request failed unexpectedly",
+                        extra={"request_id": sequence.request.request_id, "session_id": sequence.session_id},
+                    )
                 fail(sequence.request, error if isinstance(error, BraidError) else _internal(error))
                 finished = True
             self.completion_tokens += sequence.request.completion_tokens - before
@@ -231,14 +234,19 @@ class Rounds:
         except BraidError as close_error:
             self._lose(close_error)
             return
+        _log.info(
+            "a sequence gives way in a full cache",
+            extra={"request_id": youngest.request.request_id, "session_id": youngest.session_id},
+        )
         self._scheduler.send_back([youngest])
         self._crowded = True
         self.preemptions += 1
 
     def _lose(self, error: BraidError) -> None:
         """Sessions are lost somewhere: all sequences go back to wait until all parts are connected afresh."""
-        _log.warning("lost a part of the braid: %s", error)
         lost = self._scheduler.running
+        requests = sorted({sequence.request.request_id for sequence in lost})
+        _log.warning("lost a part of the braid: %s", error, extra={"requests": requests})
         self._scheduler.send_back(lost)
         for sequence in lost:
             sequence.session_id = ""
@@ -259,7 +267,8 @@ class Rounds:
                 self._given_up = True
                 self.abandon(list(self._scheduler), UnavailableError(error.message, retry_after_s=1.0))
             return
-        _log.warning("all parts are back")
+        away_s = round(time.monotonic() - self._lost_since_s, 3)
+        _log.warning("all parts are back", extra={"away_s": away_s})
         self._lost = None
         self._given_up = False
         self.recoveries += 1

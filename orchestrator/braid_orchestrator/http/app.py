@@ -15,6 +15,7 @@ from braid_orchestrator.http.guard import ApiKeyGuard, BodyLimit
 from braid_orchestrator.http.limiting import RateLimit
 from braid_orchestrator.http.native import native_routes
 from braid_orchestrator.http.operations import operation_routes
+from braid_orchestrator.http.request_ids import RequestIds
 from braid_orchestrator.http.resuming import resuming_routes
 from braid_orchestrator.http.tokenizing import tokenizing_routes
 from braid_orchestrator.serving.api_keys import ApiKeys
@@ -62,5 +63,6 @@ def create_app(
     app.add_middleware(RateLimit, get_service=get_service, get_keys=get_keys)
     # What is added last stands first: nothing of a request is read before its key is, and all are counted.
     app.add_middleware(ApiKeyGuard, get_keys=get_keys)
+    app.add_middleware(RequestIds)
     app.add_middleware(ResponseCounter, count=count_response, routes=routes)
     return app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -27,6 +26,7 @@ from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
+from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.model_selection import select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_orchestrator.serving.shard_text import ShardText
@@ -66,7 +66,7 @@ async def _prepare(service: BraidPort, body: ChatBody) -> _Call:
     request = GenerateRequest(
         prompt,
         body.options(context - len(prompt)),
-        f"chatcmpl-{uuid.uuid4().hex}",
+        current_call().name_request(prefix="chatcmpl-"),
         body.n,
         use_braiding,
         shard,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -31,6 +30,7 @@ from braid_orchestrator.http.openai_schemas import (
     check_stream_options,
 )
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
+from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.model_selection import select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError, InvalidRequestError
@@ -82,11 +82,11 @@ class _Call:
         self._service = service
         self._text = service.text(shard)
         self._body = body
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._id = current_call().name_request(prefix="cmpl-")
         self._created = int(time.time())
         self._model = shard or service.name
         self._requests = [
-            GenerateRequest(prompt, sampling, f"{self._id}-{i}", body.n, use_braiding, shard)
+            GenerateRequest(prompt, sampling, self._request_id(i, len(prompts)), body.n, use_braiding, shard)
             for i, prompt in enumerate(prompts)
         ]
         for request in self._requests:
@@ -155,6 +155,9 @@ class _Call:
                     case Finished():
                         self._prompt_tokens += event.prompt_tokens
                         self._completion_tokens += event.completion_tokens
+
+    def _request_id(self, position: int, num_prompts: int) -> str:
+        return self._id if num_prompts == 1 else f"{self._id}-{position}"
 
     def _token_logprobs(self, token: TokenEvent, index: int) -> LogprobsOut | None:
         offset = self._offsets[index]

@@ -25,6 +25,7 @@ from braid_orchestrator.http.native_schemas import (
     ScoreOut,
 )
 from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
+from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.model_selection import select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
@@ -41,7 +42,7 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         """Go on with a prompt. Streamed: `started`, `token`s, `choice_finished`, `finished` or `error`."""
         service = get_service()
         use_braiding, shard = _select(body, service)
-        request = body.request(use_braiding, shard)
+        request = body.request(use_braiding, shard, current_call().name_request(body.request_id))
         request.validate()
         model = service.name if use_braiding else shard or service.describe().anchor
         events = as_generator(service.generate(request))

@@ -71,12 +71,12 @@ class GenerateBody(SamplingFields, ModelFields):
     request_id: Annotated[str, Field(max_length=128, description="to cancel by; made up if empty")] = ""
     stream: Annotated[bool, Field(description="server-sent events instead of one answer")] = False
 
-    def request(self, use_braiding: bool, shard: str | None) -> GenerateRequest:
+    def request(self, use_braiding: bool, shard: str | None, request_id: str) -> GenerateRequest:
         """What the engine is asked."""
         return GenerateRequest(
             prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
             sampling=self.sampling(),
-            request_id=self.request_id,
+            request_id=request_id,
             n=self.n,
             use_braiding=use_braiding,
             shard=shard,

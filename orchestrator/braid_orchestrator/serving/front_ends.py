@@ -40,6 +40,7 @@ class FrontEnds:
             uvicorn.Config(
                 app,
                 http=patient_protocol(),
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=DRAIN_S,

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -17,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from braid_orchestrator.serving.api_keys import ApiKeys, caller
+from braid_orchestrator.serving.calls import begin_call, current_call, new_call
 from braid_orchestrator.serving.grpc_messages import (
     card_message,
     event_message,
@@ -43,8 +45,13 @@ class BraidRpc:
         self._get_service = get_service
         self._has_keys = has_keys
 
-    async def admit(self, context: CallContext) -> None:
-        """One more request of whoever calls. Raises: RateLimitError."""
+    async def admit(self, context: CallContext, method: str) -> None:
+        """One more request of whoever calls; its id is in the metadata ``x-request-id`` if the caller chose one.
+
+        Raises: RateLimitError, InvalidRequestError for an id that can't be one.
+        """
+        given = dict(context.invocation_metadata() or ()).get("x-request-id")
+        begin_call(new_call(given, f"/{SERVICE_NAME}/{method}", _address(context)))
         await self._get_service().admit(_caller(context, self._has_keys))
 
     async def generate(
@@ -55,6 +62,7 @@ class BraidRpc:
         description = service.describe()
         shards = [shard.name for shard in description.shards]
         request = generate_request(message, braid=service.name, shards=shards)
+        request = replace(request, request_id=current_call().name_request(request.request_id))
         model = service.name if request.use_braiding else request.shard or description.anchor
         async with aclosing(as_generator(service.generate(request))) as events:
             async for event in events:
@@ -86,9 +94,12 @@ class CallContext(Protocol):
 def _caller(context: CallContext, has_keys: bool) -> str:
     """As for HTTP. An address is taken without its port, which is another for each connection."""
     metadata = dict(context.invocation_metadata() or ())
+    return caller(metadata.get("authorization"), _address(context), has_keys=has_keys)
+
+
+def _address(context: CallContext) -> str:
     peer = context.peer()
-    address = peer if peer.startswith("unix:") else peer.partition(":")[2].rpartition(":")[0].strip("[]")
-    return caller(metadata.get("authorization"), address, has_keys=has_keys)
+    return peer if peer.startswith("unix:") else peer.partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def as_braid_error(error: Exception, method: str) -> BraidError:
@@ -111,7 +122,7 @@ class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]
     ) -> AsyncGenerator[braid_pb2.GenerateEvent, None]:
         """Stream a completion."""
         try:
-            await self._rpc.admit(context)
+            await self._rpc.admit(context, "Generate")
             async with aclosing(self._rpc.generate(request)) as messages:
                 async for message in messages:
                     yield message
@@ -123,7 +134,7 @@ class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]
     ) -> braid_pb2.ScoreReply:
         """Log-probabilities of a text."""
         try:
-            await self._rpc.admit(context)
+            await self._rpc.admit(context, "Score")
             return await self._rpc.score(request)
         except Exception as error:  # noqa: BLE001
             await _abort(context, error, "Score")

@@ -1,30 +1,30 @@
 """What operators watch: a registry of Prometheus metrics, and a braid that fills it as it answers.
 
-Names follow what other completion services use; all begin with ``braid_``. What the engine counts by itself is in
-`engine_metrics`.
+Names follow what other completion services use; all begin with ``braid_``. Every request that has ended leaves a line
+in the log.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import generate_latest
 
 from braid_orchestrator.engine.requests import (
-    ChoiceFinished,
     Event,
-    Finished,
     GenerateRequest,
     ScoreRequest,
     ScoreResult,
-    Started,
-    TokenEvent,
 )
+from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.engine_metrics import EngineMetrics
 from braid_orchestrator.serving.port import BraidPort, as_generator
+from braid_orchestrator.serving.request_log import RequestLog
+from braid_orchestrator.serving.request_metrics import GenerationMeter, ServiceMetrics
 from braid_rpc.errors import BraidError
 
 if TYPE_CHECKING:
@@ -33,120 +33,7 @@ if TYPE_CHECKING:
     from braid_orchestrator.serving.service import BraidDescription
     from braid_orchestrator.serving.shard_text import ShardText
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
-_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
-
-
-class ServiceMetrics:
-    """One registry per service, so that several can live in one process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.time_to_first_token = Histogram(
-            "braid_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.time_per_output_token = Histogram(
-            "braid_time_per_output_token_seconds",
-            "Between one token of a choice and the next.",
-            buckets=_TOKEN_SECONDS,
-            registry=self.registry,
-        )
-        self.queue_seconds = Histogram(
-            "braid_request_queue_seconds",
-            "From a request's arrival to its admission.",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.mean_time_per_output_token = Histogram(
-            "braid_request_time_per_output_token_seconds",
-            "Per finished choice: time after its first token, divided by the tokens after it.",
-            buckets=_TOKEN_SECONDS,
-            registry=self.registry,
-        )
-        self.request_prompt_tokens = Histogram(
-            "braid_request_prompt_tokens",
-            "Prompt tokens of a request.",
-            buckets=_TOKENS,
-            registry=self.registry,
-        )
-        self.request_completion_tokens = Histogram(
-            "braid_request_completion_tokens",
-            "Tokens made for a finished request.",
-            buckets=_TOKENS,
-            registry=self.registry,
-        )
-        self.http_requests = Counter(
-            "braid_http_requests",
-            "Responses, by route, method and status.",
-            ["route", "method", "status"],
-            registry=self.registry,
-        )
-        self.request_seconds = Histogram(
-            "braid_request_seconds",
-            "From a request's arrival to its end, by how it ended.",
-            ["operation", "outcome"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.prompt_tokens = Counter("braid_prompt_tokens", "Prompt tokens taken in.", registry=self.registry)
-        self.completion_tokens = Counter("braid_completion_tokens", "Tokens made.", registry=self.registry)
-        self.finish_reasons = Counter(
-            "braid_choices_finished", "Choices completed, by reason.", ["reason"], registry=self.registry
-        )
-        self.shard_weight = Counter(
-            "braid_shard_weight",
-            "Sum over tokens of each shard's mixing weight.",
-            ["shard"],
-            registry=self.registry,
-        )
-
-
-class _GenerationMeter:
-    """Observes one request's events as they pass."""
-
-    def __init__(self, metrics: ServiceMetrics) -> None:
-        self._metrics = metrics
-        self._began_s = time.perf_counter()
-        self._first_s: dict[int, float] = {}
-        self._last_s: dict[int, float] = {}
-        self._num_tokens: dict[int, int] = {}
-
-    def note(self, event: Event) -> None:
-        """The next event has come."""
-        metrics, now_s = self._metrics, time.perf_counter()
-        match event:
-            case Started():
-                metrics.queue_seconds.observe(now_s - self._began_s)
-                metrics.prompt_tokens.inc(event.prompt_tokens)
-                metrics.request_prompt_tokens.observe(event.prompt_tokens)
-            case TokenEvent():
-                self._note_token(event, now_s)
-            case ChoiceFinished():
-                metrics.finish_reasons.labels(event.finish_reason).inc()
-                later_tokens = self._num_tokens.get(event.index, 0) - 1
-                if later_tokens > 0:
-                    seconds = self._last_s[event.index] - self._first_s[event.index]
-                    metrics.mean_time_per_output_token.observe(seconds / later_tokens)
-            case Finished():
-                metrics.request_completion_tokens.observe(event.completion_tokens)
-
-    def _note_token(self, event: TokenEvent, now_s: float) -> None:
-        metrics, index = self._metrics, event.index
-        metrics.completion_tokens.inc()
-        if index in self._last_s:
-            metrics.time_per_output_token.observe(now_s - self._last_s[index])
-        else:
-            if not self._last_s:
-                metrics.time_to_first_token.observe(now_s - self._began_s)
-            self._first_s[index] = now_s
-        self._last_s[index] = now_s
-        self._num_tokens[index] = self._num_tokens.get(index, 0) + 1
-        for shard, weight in event.weights.items():
-            metrics.shard_weight.labels(shard).inc(weight)
+_log = logging.getLogger(__name__)
 
 
 class MeteredService:
@@ -173,35 +60,45 @@ class MeteredService:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """As `BraidPort.generate`."""
         metrics = self._metrics
-        meter = _GenerationMeter(metrics)
+        meter = GenerationMeter(metrics)
+        log = self._log("generate", request)
         began = time.perf_counter()
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
         try:
             async with aclosing(as_generator(self._service.generate(request))) as events:
                 async for event in events:
                     meter.note(event)
+                    log.note(event)
                     yield event
             outcome = "finished"
         except BraidError as error:
-            outcome = type(error).__name__
+            outcome, failure = type(error).__name__, error
             raise
         finally:
             metrics.request_seconds.labels("generate", outcome).observe(time.perf_counter() - began)
+            log.write(outcome, failure)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """As `BraidPort.score`."""
+        log = self._log("score", request)
         began = time.perf_counter()
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
         try:
             result = await self._service.score(request)
             outcome = "finished"
             self._metrics.prompt_tokens.inc(len(result.token_ids))
+            log.note_score(len(result.token_ids))
             return result
         except BraidError as error:
-            outcome = type(error).__name__
+            outcome, failure = type(error).__name__, error
             raise
         finally:
             self._metrics.request_seconds.labels("score", outcome).observe(time.perf_counter() - began)
+            log.write(outcome, failure)
+
+    def _log(self, operation: str, request: GenerateRequest | ScoreRequest) -> RequestLog:
+        asked = request.shard or self.describe().anchor
+        return RequestLog(operation, self.name if request.use_braiding else asked, current_call())
 
     def text(self, shard: str | None = None) -> ShardText:
         """As `BraidPort.text`."""
@@ -221,11 +118,26 @@ class MeteredService:
 
     async def activate(self, version: str) -> str:
         """As `BraidPort.activate`."""
-        return await self._service.activate(version)
+        active = await self._service.activate(version)
+        _log.info("fusion version activated", extra={"weights_version": active})
+        return active
 
     async def admit(self, caller: str) -> None:
         """As `BraidPort.admit`."""
-        await self._service.admit(caller)
+        try:
+            await self._service.admit(caller)
+        except BraidError as error:
+            call = current_call()
+            _log.info(
+                "request refused",
+                extra={
+                    "request_id": call.request_id,
+                    "route": call.route or None,
+                    "client": call.client or None,
+                    "error": type(error).__name__,
+                },
+            )
+            raise
 
     async def resume(self, request_id: str) -> tuple[GenerateRequest, AsyncGenerator[Event, None]]:
         """As `BraidPort.resume`."""

@@ -145,10 +145,11 @@ class _Call:
                 raise InvalidRequestError(f"request {request.id}: got no operation, expected one of the five")
             compute_s = handler(getattr(request, op), reply)
         except BraidError as error:
+            logger.info("refused: %s", error, extra=_where(request))
             reply.error.CopyFrom(error_to_proto(error))
         except Exception:
             number = uuid.uuid4().hex[:8]
-            logger.exception("unexpected error %s in a fusion stream", number)
+            logger.exception("unexpected error %s in a fusion stream", number, extra=_where(request))
             unexpected = BraidError(f"unexpected error, number {number} in the fusion service's log")
             reply.error.CopyFrom(error_to_proto(unexpected))
         reply.timings.compute_us = round(compute_s * 1e6)
@@ -224,6 +225,22 @@ class _Call:
             )
             for message, shard, rows in zip(messages, shards, num_rows, strict=True)
         ]
+
+
+def _where(request: fusion_pb2.FusionRequest) -> dict[str, Any]:
+    """What a log line is about."""
+    op = request.WhichOneof("op")
+    found: dict[str, Any] = {"op": op}
+    if op == "fuse":
+        found |= {"step_id": request.fuse.step_id, "point": request.fuse.point}
+        found["sessions"] = [segment.session_id for segment in request.fuse.segments]
+    elif op == "read_out":
+        found |= {"step_id": request.read_out.step_id, "sessions": list(request.read_out.session_ids)}
+    elif op == "open":
+        found["sessions"] = list(request.open.session_ids)
+    elif op == "crop":
+        found["sessions"] = [request.crop.session_id]
+    return found
 
 
 def _segments(messages: Any) -> tuple[Segment, ...]:

@@ -76,12 +76,26 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         try:
             return self._dispatch(stream, request)
         except BraidError as error:
+            logger.info("refused: %s", error, extra=self._where(request))
             return shard_pb2.ShardReply(id=request.id, error=error_to_proto(error))
         except Exception:
             number = uuid.uuid4().hex[:8]
-            logger.exception("unexpected error %s in a shard stream", number)
+            logger.exception("unexpected error %s in a shard stream", number, extra=self._where(request))
             unexpected = BraidError(f"unexpected error, number {number} in the shard's log")
             return shard_pb2.ShardReply(id=request.id, error=error_to_proto(unexpected))
+
+    def _where(self, request: shard_pb2.ShardRequest) -> dict[str, Any]:
+        """What a log line is about."""
+        op = request.WhichOneof("op")
+        found: dict[str, Any] = {"shard": self._backend.card.name, "op": op}
+        if op == "step":
+            found["step_id"] = request.step.step_id
+            found["sessions"] = [segment.session_id for segment in request.step.segments] or None
+        elif op == "open":
+            found["sessions"] = [session.session_id for session in request.open.sessions]
+        elif op == "crop":
+            found["sessions"] = [request.crop.session_id]
+        return found
 
     def _dispatch(self, stream: ShardStream, request: shard_pb2.ShardRequest) -> shard_pb2.ShardReply:
         op = request.WhichOneof("op")

@@ -174,3 +174,21 @@ async def test_who_asks_too_much_is_told_when_to_come_back(
     with pytest.raises(RateLimitError):
         await client.score("x")
     assert service.requests == []
+
+
+async def test_the_callers_id_for_a_call_is_the_requests(target: str, service: FakeService) -> None:
+    async with grpc.aio.insecure_channel(target) as channel:
+        generate = channel.unary_stream(
+            "/braid.v1.Braid/Generate",
+            request_serializer=braid_pb2.GenerateRequest.SerializeToString,
+            response_deserializer=braid_pb2.GenerateEvent.FromString,
+        )
+        for own, expected in (("", "trace-1"), ("own", "own")):
+            message = braid_pb2.GenerateRequest(text="x", request_id=own)
+            async for _ in generate(message, metadata=(("x-request-id", "trace-1"),)):
+                pass
+            assert service.requests[-1].request_id == expected
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in generate(braid_pb2.GenerateRequest(text="x"), metadata=(("x-request-id", "a b"),)):
+                pass
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
