@@ -15,6 +15,9 @@ from braid_fusion.context import FusionContext
 from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies.base import Fused, FusionStrategy, fuse_with
 
+# Where in a cache the rows of all shards are kept: apart from what strategies keep there under names of their own.
+_HISTORIES = -1
+
 
 def aligns_itself(strategy: nn.Module) -> bool:
     """Whether a strategy takes each shard's states in the shard's own rows."""
@@ -35,6 +38,10 @@ def fuse_by_lane(
     per_receiver: dict[int, Tensor] = {}
     weights, metrics = [], {}
     for lane in sorted({alignment.lane_of[receiver] for receiver in receivers}):
+        if not alignment.lanes[lane].num_rows:  # no strategy is asked for the mean of nothing
+            nothing_TF = states_TF[0].new_zeros(0, states_TF[0].shape[1])
+            per_receiver.update({r: nothing_TF for r in receivers if alignment.lane_of[r] == lane})
+            continue
         aligned_TF = [
             state if alignment.lane_of[shard] == lane else histories[shard].at(alignment, lane)
             for shard, state in enumerate(states_TF)
@@ -70,7 +77,7 @@ class _Histories:
         if caches is not None:
             lane = alignment.lane_of[shard]
             self._parts = tuple(
-                cache.lane(lane).append(f"state/{shard}", part)
+                cache.lane(lane).part(_HISTORIES).append(str(shard), part)
                 for cache, part in zip(caches, self._parts, strict=True)
             )
 

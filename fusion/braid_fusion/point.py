@@ -119,6 +119,9 @@ class FusionPoint(nn.Module):
         alone, last = [], Fused(inputs_TF[0])
         for index, receiver in enumerate(self.receivers):
             own_TF = inputs_TF[receiver]
+            if not own_TF.shape[0]:  # its text lags behind the anchor's
+                alone.append(own_TF)
+                continue
             only_own_TF = [
                 own_TF if s == receiver else torch.zeros_like(own_TF) for s in range(len(inputs_TF))
             ]
@@ -141,6 +144,8 @@ class FusionPoint(nn.Module):
             metrics["router_entropy"] = entropy(fused.weights_TS).mean()
         for receiver, gate_T1 in zip(self.receivers, gates, strict=True):
             name, injected_TD = self.shard_names[receiver], after_TD[receiver]
+            if not before_TD[receiver].shape[0]:  # the mean of nothing is no number
+                continue
             if gate_T1 is not None:
                 metrics[f"gate/{name}"] = gate_T1.mean()
             if injected_TD is not None:

@@ -93,7 +93,8 @@ class SettlingTokenizer:
                 return index
         if len(text) > MAX_PENDING_CHARS:
             limit = len(text) - _FORCED_TAIL_CHARS
-            return max((i for i in range(1, len(starts)) if starts[i] <= limit), default=len(starts))
+            begins = (i for i in range(1, len(starts)) if starts[i - 1] < starts[i] <= limit)
+            return max(begins, default=len(starts))
         return 0
 
     def _last_cut(self, text: str) -> int:
@@ -140,10 +141,10 @@ class SettlingText:
         if not self._tokenizer.may_settle(self._tail):
             return []
         encoding = self._tokenizer.encode(self._tail, at_start=self.settled_chars == 0)
-        count = self._tokenizer.settled_tokens(self._tail, encoding)
-        if count == 0:
-            return []
         offsets = encoding.offsets
+        count = self._tokenizer.settled_tokens(self._tail, encoding)
+        if count == 0 and (offsets or len(self._tail) <= MAX_PENDING_CHARS):
+            return []  # text that makes no tokens at all, such as white space for some, is passed over
         cut = offsets[count][0] if count < len(offsets) else len(self._tail)
         tokens, reached = [], 0
         for token_id, (_, end) in zip(encoding.ids[:count], offsets, strict=False):
@@ -186,8 +187,11 @@ def _leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _never_joins(raw: dict[str, Any]) -> bool:
     """Every character has tokens of its own: no merges, nothing normalised, no word that is looked up whole."""
     model = raw.get("model") or {}
+    if model.get("type") != "BPE" or raw.get("normalizer"):
+        return False
+    looks_further = ("merges", "ignore_merges", "fuse_unk", "continuing_subword_prefix", "end_of_word_suffix")
     added = any(not token.get("special") for token in raw.get("added_tokens", ()))
-    return model.get("type") == "BPE" and not model.get("merges") and not raw.get("normalizer") and not added
+    return not added and not any(model.get(key) for key in looks_further)
 
 
 def _without_prefix(tokenizer_json: str) -> str:

@@ -16,6 +16,7 @@ Letters: R rows, V the anchor's vocabulary, U the shard's vocabulary, E pairs th
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,29 +24,53 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# How many pending texts' pairs are kept at hand.
-_KEPT_PENDINGS = 512
+# How many pairs are kept at hand, over all pending texts.
+_KEPT_PAIRS = 2**22
+_LEAST_PAIRS = 2**12  # what a pending text without any counts, so that their number is bounded too
 _TINY = 1e-30
-# Beyond so many numbers (rows times pairs), pairs are summed by a sparse product instead of one by one.
-_MAX_NUMBERS = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over pairs: ``targets_K`` get the sum of ``sources_E``, those of the first from ``begins_K[0]`` on."""
+
+    sources_E: Tensor  # noqa: N815 - shape letters
+    begins_K: Tensor  # noqa: N815 - shape letters
+    targets_K: Tensor  # noqa: N815 - shape letters
+    targets_E: Tensor  # noqa: N815 - shape letters
+
+    @classmethod
+    def over(cls, sources_E: Tensor, targets_E: Tensor) -> _Sums:
+        """Of pairs in any order."""
+        targets_E, order_E = targets_E.sort(stable=True)
+        targets_K, counts_K = targets_E.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+        return cls(sources_E[order_E], counts_K.cumsum(0) - counts_K, targets_K, targets_E)
+
+    def of(self, values_RX: Tensor, num_sums: int) -> Tensor:
+        """(R, num_sums): zero where there is nothing to sum."""
+        num_rows, device = values_RX.shape[0], values_RX.device
+        sources_E = self.sources_E.to(device)
+        if num_rows == 1 or not sources_E.numel():
+            sums_RX = values_RX.new_zeros(num_rows, num_sums)
+            return sums_RX.index_add(1, self.targets_E.to(device), values_RX.index_select(1, sources_E))
+        # Of several rows at once: a tenth of the time, and no (R, E) in memory.
+        sums_KR = functional.embedding_bag(
+            sources_E, values_RX.mT.contiguous(), self.begins_K.to(device), mode="sum"
+        )
+        sums_XR = values_RX.new_zeros(num_sums, num_rows)
+        return sums_XR.index_copy(0, self.targets_K.to(device), sums_KR).mT
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """``shard_E`` and ``anchor_E`` index pairs that agree; ``silent_U`` are consistent tokens that say nothing."""
+    """The E pairs that agree, summed up by either side; ``silent_U`` are consistent tokens that say nothing."""
 
-    shard_E: Tensor  # noqa: N815 - shape letters
-    anchor_E: Tensor  # noqa: N815 - shape letters
+    by_shard: _Sums
+    by_anchor: _Sums
     silent_U: Tensor  # noqa: N815 - shape letters
-
-    def sum_by_shard(self, anchor_RV: Tensor, num_tokens: int) -> Tensor:
-        """(R, U): for each of the shard's tokens the sum over the anchor's tokens that agree with it."""
-        return _sum_pairs(anchor_RV, self.anchor_E, self.shard_E, num_tokens)
-
-    def sum_by_anchor(self, shard_RU: Tensor, num_tokens: int) -> Tensor:
-        """(R, V): for each of the anchor's tokens the sum over the shard's tokens that agree with it."""
-        return _sum_pairs(shard_RU, self.shard_E, self.anchor_E, num_tokens)
+    num_pairs: int
 
 
 class VocabularyMap:
@@ -59,11 +84,17 @@ class VocabularyMap:
         self._anchor_pieces = [piece for piece, _ in self._anchor]
         self._anchor_ids = [token_id for _, token_id in self._anchor]
         self._anchor_longest = max(map(len, self._anchor_pieces), default=0)
+        self._anchor_of: dict[bytes, list[int]] = {}
+        for piece, token_id in self._anchor:
+            self._anchor_of.setdefault(piece, []).append(token_id)
         self._shard = sorted((piece, token_id) for token_id, piece in enumerate(shard) if piece)
         self._shard_pieces = [piece for piece, _ in self._shard]
         self._textless = [token_id for token_id, piece in enumerate(shard) if not piece]
         self._same_ids = tuple(same_ids)
+        self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, _Pairs] = OrderedDict()
+        self._num_kept_pairs = 0
+        self._pairs(b"")  # by far the most, and every session's first
 
     def project(
         self, shard_log_probs_RU: Tensor, anchor_log_probs_RV: Tensor, pending: Sequence[bytes | None]
@@ -91,12 +122,12 @@ class VocabularyMap:
     def _project(self, shard_RU: Tensor, anchor_RV: Tensor, pairs: _Pairs) -> Tensor:
         probs_RV, shard_probs_RU = anchor_RV.exp(), shard_RU.exp()
         num_rows = probs_RV.shape[0]
-        total_RU = pairs.sum_by_shard(probs_RV, shard_RU.shape[1])
+        total_RU = pairs.by_shard.of(probs_RV, shard_RU.shape[1])
         told_RU = total_RU > _TINY
         ratio_RU = torch.where(told_RU, shard_probs_RU / total_RU.clamp_min(_TINY), 0.0)
-        given_RV = probs_RV * pairs.sum_by_anchor(ratio_RU, probs_RV.shape[1])
+        given_RV = probs_RV * pairs.by_anchor.of(ratio_RU, probs_RV.shape[1])
         told_R1 = torch.where(told_RU, shard_probs_RU, 0.0).sum(-1, keepdim=True)
-        silent_R1 = shard_probs_RU.index_select(1, pairs.silent_U).sum(-1, keepdim=True)
+        silent_R1 = shard_probs_RU.index_select(1, pairs.silent_U.to(shard_RU.device)).sum(-1, keepdim=True)
         consistent_R1 = told_R1 + silent_R1
         # What nothing agrees with says nothing either.
         usable_R1 = consistent_R1 > _TINY
@@ -105,14 +136,16 @@ class VocabularyMap:
         return mixed_RV.clamp_min(_TINY).log()
 
     def _pairs(self, pending: bytes) -> _Pairs:
-        pairs = self._kept.get(pending)
-        if pairs is None:
-            pairs = self._kept[pending] = self._find_pairs(pending)
-            if len(self._kept) > _KEPT_PENDINGS:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(pending)
-        return pairs
+        with self._lock:
+            pairs = self._kept.get(pending)
+            if pairs is None:
+                pairs = self._kept[pending] = self._find_pairs(pending)
+                self._num_kept_pairs += pairs.num_pairs
+                while self._num_kept_pairs > _KEPT_PAIRS and len(self._kept) > 1:
+                    self._num_kept_pairs -= self._kept.popitem(last=False)[1].num_pairs
+            else:
+                self._kept.move_to_end(pending)
+            return pairs
 
     def _find_pairs(self, pending: bytes) -> _Pairs:
         shard_ids: list[int] = []
@@ -130,17 +163,18 @@ class VocabularyMap:
             anchor_ids.extend(anchors for _, anchors in self._same_ids)
             same = {own for own, _ in self._same_ids}
             silent = [token_id for token_id in self._textless if token_id not in same]
-        return _Pairs(*(torch.tensor(ids, dtype=torch.int64) for ids in (shard_ids, anchor_ids, silent)))
+        shard_E, anchor_E, silent_U = (
+            torch.tensor(ids, dtype=torch.int64) for ids in (shard_ids, anchor_ids, silent)
+        )
+        num_pairs = max(len(shard_ids), _LEAST_PAIRS)
+        return _Pairs(_Sums.over(anchor_E, shard_E), _Sums.over(shard_E, anchor_E), silent_U, num_pairs)
 
     def _agreeing(self, rest: bytes) -> list[int]:
         """The anchor's tokens that begin with ``rest``, or with which ``rest`` begins."""
         begin, end = _range_of_prefix(self._anchor_pieces, rest)
         agreeing = self._anchor_ids[begin:end]
         for length in range(1, min(len(rest), self._anchor_longest + 1)):
-            begin, end = _range_of_prefix(self._anchor_pieces, rest[:length])
-            while begin < end and self._anchor_pieces[begin] == rest[:length]:
-                agreeing.append(self._anchor_ids[begin])
-                begin += 1
+            agreeing.extend(self._anchor_of.get(rest[:length], ()))
         return agreeing
 
     def _ids_of(self, piece: bytes) -> list[int]:
@@ -150,20 +184,6 @@ class VocabularyMap:
             found.append(self._shard[begin][1])
             begin += 1
         return found
-
-
-def _sum_pairs(values_RX: Tensor, from_E: Tensor, to_E: Tensor, num_sums: int) -> Tensor:
-    """(R, num_sums): each pair adds the value at its one side to the sum at its other."""
-    num_rows = values_RX.shape[0]
-    if num_rows * from_E.shape[0] <= _MAX_NUMBERS:
-        sums = values_RX.new_zeros(num_rows, num_sums)
-        return sums.index_add(1, to_E, values_RX.index_select(1, from_E))
-    ones = values_RX.new_ones(from_E.shape[0])
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([to_E, from_E]), ones, (num_sums, values_RX.shape[1]), check_invariants=False
-    )
-    sums_XR: Tensor = torch.sparse.mm(matrix, values_RX.mT)
-    return sums_XR.mT
 
 
 def _range_of_prefix(pieces: Sequence[bytes], prefix: bytes) -> tuple[int, int]:

@@ -61,6 +61,7 @@ class AttentionFusion(FusionStrategy):
             )
         whole_number("attention: max_offset", max_offset, 0, MAX_OFFSET)
         self.num_heads, self.head_width, self.max_offset = heads, hidden_dim // heads, max_offset
+        self._num_shards = num_models
         self.receivers = tuple(range(num_models) if receivers is None else receivers)
         self.givers = tuple(s for s in range(num_models) if any(r != s for r in self.receivers))
         self.queries = nn.ModuleList(linear(hidden_dim, hidden_dim, generator) for _ in self.receivers)
@@ -205,6 +206,8 @@ class AttentionFusion(FusionStrategy):
         """Queries (B?, n, H, K) at the end of keys and values (B?, m, H, K): outputs (T, H, K), and how much
         went to each shard, (T, S), empty unless wanted."""
         n, m = queries[0].shape[-3], keys[0].shape[-3]
+        if n == 0:  # a sequence that has no row in this lane
+            return [query.flatten(0, -3) for query in queries], queries[0].new_zeros(0, self._num_shards)
         offsets = torch.arange(m, device=keys[0].device).clamp_(max=self.max_offset)
         keys_HKm = [key.transpose(-3, -2).mT for key in keys]
         values_HmK = [value.transpose(-3, -2) for value in values]
@@ -229,8 +232,7 @@ class AttentionFusion(FusionStrategy):
     def _shares(self, givers: list[int], mass: Sequence[Tensor]) -> Tensor:
         by_giver = {g: share.sum(-1).mean(-2).flatten() for g, share in zip(givers, mass, strict=True)}
         zero_T = torch.zeros_like(next(iter(by_giver.values())))
-        num_shards = max(*self.givers, *self.receivers) + 1
-        return torch.stack([by_giver.get(shard, zero_T) for shard in range(num_shards)], dim=-1)
+        return torch.stack([by_giver.get(shard, zero_T) for shard in range(self._num_shards)], dim=-1)
 
 
 def relative_bias(table_HO: Tensor, offsets_m: Tensor, n: int) -> Tensor:

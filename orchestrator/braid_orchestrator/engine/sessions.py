@@ -156,8 +156,9 @@ class GeneratedSequence(Sequence):
         )
 
     def room(self, lane: int) -> int:
-        """All that there are, and the next."""
-        return super().room(lane) + 1
+        """All that there are, and the next, if its shards can hold that."""
+        room = super().room(lane) + 1
+        return room if lane == 0 or self.woven is None else min(room, self.woven.limits[lane])
 
     def wanted_rows(self, num_rows: int) -> range:
         """Only the last token's logits, and only once nothing is pending behind it."""

@@ -5,6 +5,7 @@ Shapes: T packed rows of a lane, R logit rows of the anchor, U a shard's vocabul
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from braid_services.shard.backend import ShardBackend
 
 _KEPT_LANES = 8
 _lanes_of_plans: OrderedDict[tuple[object, ...], Lanes] = OrderedDict()
+_lanes_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ def lanes_of(backends: Sequence[ShardBackend], plan: BraidPlan) -> Lanes:
     cards = [backend.card for backend in backends]
     limits = tuple((card.context_length, tuple(card.eos_token_ids)) for card in cards)
     key = (plan.shards, plan.anchor, plan.readout.kind, limits)
-    if key not in _lanes_of_plans:
-        _lanes_of_plans[key] = Lanes(plan, cards, lambda shard: backends[shard].tokenizer_json())
-        while len(_lanes_of_plans) > _KEPT_LANES:
-            _lanes_of_plans.popitem(last=False)
-    return _lanes_of_plans[key]
+    with _lanes_lock:
+        lanes = _lanes_of_plans.get(key)
+        if lanes is None:
+            lanes = _lanes_of_plans[key] = Lanes(plan, cards, lambda shard: backends[shard].tokenizer_json())
+            while len(_lanes_of_plans) > _KEPT_LANES:
+                _lanes_of_plans.popitem(last=False)
+        return lanes

@@ -9,7 +9,8 @@ from braid_rpc.steps import Lane
 
 
 def check_lanes(lanes: Sequence[Lane], num_lanes: int, lengths: Mapping[str, Sequence[int]]) -> None:
-    """The lanes of a new batch fit to each other and to the sessions' ``lengths``, one per lane.
+    """The lanes of a new batch fit to each other and to the sessions' ``lengths``, one per lane; the sessions in the
+    order of the anchor's segments.
 
     Raises: InvalidRequestError, StepOrderError; saying what was got and what was expected.
     """
@@ -17,8 +18,15 @@ def check_lanes(lanes: Sequence[Lane], num_lanes: int, lengths: Mapping[str, Seq
         raise InvalidRequestError(
             f"fuse: got the rows of {len(lanes)} lanes, expected {num_lanes}: one per tokenizer"
         )
+    order = {name: place for place, name in enumerate(lengths)}
     for index, lane in enumerate(lanes):
         _check_segments(index, lane, lengths)
+        places = [order[segment.session_id] for segment in lane.segments]
+        if places != sorted(places):
+            raise InvalidRequestError(
+                f"fuse: lane {index}: got sessions {[segment.session_id for segment in lane.segments]}, expected "
+                "them in the order of the anchor's lane"
+            )
     if num_lanes == 1:
         return
     ends = [{s.session_id: s.position + s.num_rows for s in lane.segments} for lane in lanes]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizations import GPT2_FOLDER, KINDS, SHARED, TEXT, tokenizer_json
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from braid_fusion.alignment import SettlingTokenizer
 from braid_fusion.alignment.settling import MAX_PENDING_CHARS
@@ -181,3 +181,40 @@ def test_a_few_lines_are_read_whole() -> None:
     growing = SettlingTokenizer(tokenizer_json("byte bpe")).begin()
     growing.push(TEXT)
     assert growing.settled_chars > len(TEXT) - 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_cut_by_force_is_read_once(kind: str) -> None:
+    """Also where the cut would fall between the tokens of one character."""
+    text = "🙂👍語ö世" * 60
+    ids, ends = settled(SettlingTokenizer(tokenizer_json(kind)), list(text))
+    plain = Tokenizer.from_str(tokenizer_json(kind))
+    whole = plain.encode(text[: ends[-1]], add_special_tokens=False).ids
+    if kind not in (
+        "words",
+        "word piece",
+        "unigram",
+    ):  # these know nothing of the text, and say so in one token
+        assert ids == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [" " * 4000, "\x00" * 4000, "x" + "\u200b" * 4000, "\n" * 4000])
+def test_text_without_tokens_is_passed_over(kind: str, text: str) -> None:
+    growing = SettlingTokenizer(tokenizer_json(kind)).begin()
+    for char in text:
+        growing.push(char)
+        assert len(growing.pending) <= MAX_PENDING_CHARS
+
+
+@pytest.mark.parametrize(
+    "option", [{"ignore_merges": True}, {"end_of_word_suffix": "</w>"}, {"fuse_unk": True}]
+)
+def test_a_tokenizer_without_merges_may_still_look_at_what_follows(option: dict) -> None:
+    vocabulary = {"<unk>": 0, **{name: i for i, name in enumerate(["a", "b", "ab", "a</w>", "b</w>"], 1)}}
+    plain = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", **option))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = "ab ?? ab a "
+    ids, _ = settled(SettlingTokenizer(plain.to_str()), list(text))
+    assert ids
+    assert ids == plain.encode(text).ids[: len(ids)]

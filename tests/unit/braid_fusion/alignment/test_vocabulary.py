@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -67,13 +68,28 @@ def test_nothing_known_leaves_it_to_the_anchor() -> None:
     torch.testing.assert_close(projected, anchor)
 
 
-def test_many_rows_go_the_other_way_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_go_another_way_and_give_the_same() -> None:
     shard = torch.randn(5, len(SHARD), dtype=torch.float64).log_softmax(-1)
     anchor = torch.randn(5, len(ANCHOR), dtype=torch.float64).log_softmax(-1)
     pending = [b"", b"a", b"", None, b" "]
-    few = VocabularyMap(ANCHOR, SHARD).project(shard, anchor, pending)
-    monkeypatch.setattr(vocabulary_module, "_MAX_NUMBERS", 0)
-    torch.testing.assert_close(VocabularyMap(ANCHOR, SHARD).project(shard, anchor, pending), few)
+    mapping = VocabularyMap(ANCHOR, SHARD)
+    alone = [mapping.project(shard[r : r + 1], anchor[r : r + 1], pending[r : r + 1]) for r in range(5)]
+    torch.testing.assert_close(mapping.project(shard, anchor, pending), torch.cat(alone))
+
+
+def test_threads_may_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and serving do; each asks for other pending texts than the other one pushes out."""
+    monkeypatch.setattr(vocabulary_module, "_KEPT_PAIRS", 2 * vocabulary_module._LEAST_PAIRS)
+    mapping = VocabularyMap(ANCHOR, SHARD)
+    shard, anchor = torch.randn(1, len(SHARD)).log_softmax(-1), torch.randn(1, len(ANCHOR)).log_softmax(-1)
+
+    def ask(seed: int) -> None:
+        for i in range(200):
+            mapping.project(shard, anchor, [[b"", b"a", b"ab", b" ", b"q"][(i * seed) % 5]])
+            assert len(mapping._kept) <= 2
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(1, 5)))
 
 
 def test_gradients_reach_both_sides() -> None:
