@@ -63,6 +63,8 @@ format: install
 
 bench: install
 	@$(BIN)/braid bench step
+	@$(BIN)/braid bench prefill
+	@$(BIN)/braid bench throughput
 	@$(BIN)/braid bench naive
 	@$(BIN)/braid bench precision
 

@@ -39,6 +39,24 @@ def test_naive_measures_both_ways_at_every_length() -> None:
     assert [target["relation"] for target in value["targets"]] == [">=", ">="]
 
 
+def test_prefill_measures_every_side_and_where_the_time_goes() -> None:
+    value = run("prefill")
+    assert {"a-left", "a-right", "c", "d", "e", "f", "e-anchor"} == value["raw"]["ms"].keys()
+    assert all(len(runs) == 1 and runs[0] > 0 for runs in value["raw"]["ms"].values())
+    assert [target["name"] for target in value["targets"]] == ["(e) / (c)"]
+    spans = value["raw"]["recordings"]["e"][0]["spans"]
+    assert [len(times) for times in spans.values()] == [2] * 5  # 400 tokens are two chunks
+
+
+def test_throughput_asks_a_whole_service_and_leaves_nothing_running() -> None:
+    value = run("throughput")
+    rates, first = value["raw"]["tokens_per_s"], value["raw"]["first_token_s"]
+    assert {"left, static batch", "service, 1 session", "service, 4 sessions"} <= rates.keys()
+    assert all(runs[0] > 0 for runs in (*rates.values(), *first.values()))
+    assert [target["relation"] for target in value["targets"]] == [">=", "<="]
+    assert value["raw"]["service_cpu_s"] > 0
+
+
 def test_precision_measures_weights_and_frames(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model = save_tiny_model(tmp_path / "tiny", 1)
@@ -55,7 +73,7 @@ def test_precision_measures_weights_and_frames(tmp_path: Path) -> None:
     assert [float(frames[name][3]) > 0 for name in ("float32", "int8")] == [False, True]
 
 
-@pytest.mark.parametrize("benchmark", ["step", "naive", "precision"])
+@pytest.mark.parametrize("benchmark", ["step", "prefill", "throughput", "naive", "precision"])
 def test_help_says_what_is_measured(benchmark: str) -> None:
     command = (sys.executable, "-m", "braid_orchestrator.cli", "bench", benchmark, "--help")
     assert "--quick" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

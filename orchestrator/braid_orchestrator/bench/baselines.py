@@ -67,6 +67,18 @@ class PlainModels:
                 picked_s.append(time.perf_counter())
             return Decoded(start_s, picked, picked_s)
 
+    def prefill(self, index: int, prompt: tuple[int, ...], together: bool = False) -> tuple[float, float]:
+        """Read a prompt into a fresh cache, up to the next token. Returns: when it began, and when the token was
+        there."""
+        model, ids = self._models[index], torch.tensor([prompt])
+        with torch.inference_mode():
+            if together:
+                self._meet.wait()
+            start_s = time.perf_counter()
+            cache = DynamicCache(config=model.config)
+            int(model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax())
+            return start_s, time.perf_counter()
+
     def decode_in_turn(self, prompt: tuple[int, ...], num_tokens: int) -> list[Decoded]:
         """All models, one after the other."""
         return [self.decode(index, prompt, num_tokens) for index in self._models]
@@ -91,3 +103,39 @@ class GuidePair:
                 token = mean[:, -1].argmax(-1, keepdim=True)
                 ids = torch.cat([ids, token], dim=1)
             return (time.perf_counter() - started) / num_tokens
+
+
+class StaticBatch:
+    """One model decoding a batch of prompts that begin and end together. ``meet`` as of `PlainModels`."""
+
+    def __init__(
+        self, index: int, size: ModelSize, prompts: tuple[tuple[int, ...], ...], meet: Any = None
+    ) -> None:
+        """``prompts`` are of one length, and read here."""
+        self._model = make_model(SEEDS[index], size)
+        self._meet = meet
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            self._cache = DynamicCache(config=self._model.config)
+            self._length = len(prompts[0])
+            logits = self._model(
+                torch.tensor(prompts), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            ).logits
+            self._first = logits[:, -1].argmax(-1, keepdim=True)
+        settle_memory(1)
+
+    def decode(self, num_tokens: int, together: bool = False) -> tuple[float, float]:
+        """``num_tokens`` greedy steps of the whole batch after the prompts. Returns: when they began and ended."""
+        with torch.inference_mode():
+            too_long = self._cache.get_seq_length() - self._length
+            if too_long:
+                self._cache.crop(-too_long)
+            token = self._first
+            if together:
+                self._meet.wait()
+            start_s = time.perf_counter()
+            for _ in range(num_tokens):
+                logits = self._model(token, past_key_values=self._cache, use_cache=True).logits
+                token = logits[:, -1].argmax(-1, keepdim=True)
+            int(token[0])
+            return start_s, time.perf_counter()

@@ -78,6 +78,20 @@ class BraidDecoded:
         return self.picked_s[-1] - self.start_s
 
 
+@dataclass(frozen=True, slots=True)
+class BraidPrefilled:
+    """A prompt read by the braid: when it was handed in, when its first token was there, and where the time went."""
+
+    start_s: float
+    picked_s: float
+    recording: Recording
+
+    @property
+    def seconds(self) -> float:
+        """From the one to the other."""
+        return self.picked_s - self.start_s
+
+
 class ShardHost:
     """One shard of the pair as a service."""
 
@@ -135,6 +149,28 @@ class EngineHost:
             self.stop()
             raise
         settle_memory(1)
+
+    def prefill(self, key: str, prompt: tuple[int, ...]) -> BraidPrefilled:
+        """Read a prompt, up to the next token. Raises: BraidError."""
+        engine = self._services[key].engine
+        recording = Recording()
+        picked_s: list[float] = []
+        end: queue.SimpleQueue[BraidError | None] = queue.SimpleQueue()
+
+        def take(event: Event | ScoreResult | BraidError) -> None:
+            if isinstance(event, TokenEvent):
+                picked_s.append(time.perf_counter())
+            elif isinstance(event, BraidError | Finished):
+                end.put(event if isinstance(event, BraidError) else None)
+
+        engine.trace.recording = recording
+        start_s = time.perf_counter()
+        engine.submit(GenerateRequest(prompt, SamplingOptions(max_tokens=1, temperature=0.0)), take)
+        error = end.get(timeout=DECODE_TIMEOUT_S)
+        engine.trace.recording = None
+        if error is not None:
+            raise error
+        return BraidPrefilled(start_s, picked_s[0], recording)
 
     def decode(self, key: str, prompt: tuple[int, ...], num_tokens: int) -> BraidDecoded:
         """``num_tokens`` greedy decode steps after the prompt. Raises: BraidError."""

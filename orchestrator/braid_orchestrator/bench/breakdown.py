@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from statistics import median
 from typing import Any, TypeVar
 
@@ -46,8 +46,25 @@ def fusion_hop_ms(recordings: Sequence[Recording]) -> float:
     return _median(times, lambda one: one.serialize_s + one.wire_s) / 2
 
 
-def span_table(title: str, recordings: Sequence[Recording], seconds_per_token: Sequence[float]) -> Table:
-    """One row per span and per exchange, in their order."""
+def summed(recording: Recording) -> Recording:
+    """One that has a single entry per span, point and readout: everything that was recorded there, added up."""
+    total = Recording()
+    for span, spans in recording.spans.items():
+        total.spans[span].append(_sum(SpanTimes, spans))
+    for point, exchanges in recording.fusion.items():
+        total.fusion[point].append(_sum(FusionTimes, exchanges))
+    if recording.readout_s:
+        total.readout_s.append(sum(recording.readout_s))
+    return total
+
+
+def span_table(
+    title: str,
+    recordings: Sequence[Recording],
+    seconds_per_token: Sequence[float],
+    last_rows: tuple[str, str] = ("rest: sampling, text, scheduling", "token"),
+) -> Table:
+    """One row per span and per exchange, in their order. ``last_rows``: what the rest and the whole are called."""
     rows: list[tuple[Cell, ...]] = []
     spans = sorted(recordings[0].spans)
     for span in spans:
@@ -83,8 +100,8 @@ def span_table(title: str, recordings: Sequence[Recording], seconds_per_token: S
         rows.append(("readout", median(readouts) * MS, *[None] * 6))
     sums = [sum(float(row[column] or 0.0) for row in rows) for column in range(1, 8)]
     token = median(seconds_per_token) * MS
-    rows.append(("rest: sampling, text, scheduling", token - sums[0], *[None] * 6))
-    rows.append(("token", token, *sums[1:]))
+    rows.append((last_rows[0], token - sums[0], *[None] * 6))
+    rows.append((last_rows[1], token, *sums[1:]))
     return Table(
         title,
         ("ms", "wall", "compute", "serialise", "wire", "other shard", "fusion", "faster shard waits"),
@@ -92,6 +109,10 @@ def span_table(title: str, recordings: Sequence[Recording], seconds_per_token: S
         "Compute, serialise and wire (there and back) are those of the shard that was done last; beside them the "
         "engine handles the other shard's messages.",
     )
+
+
+def _sum(kind: type[TimesT], times: Sequence[TimesT]) -> TimesT:
+    return kind(**{each.name: sum(getattr(one, each.name) for one in times) for each in fields(kind)})
 
 
 def _median(times: Sequence[TimesT], of: Callable[[TimesT], float]) -> float:

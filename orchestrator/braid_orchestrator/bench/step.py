@@ -7,9 +7,7 @@ the fusion modules in the orchestrator, (f) with a fusion service.
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,9 +19,10 @@ from braid_orchestrator.bench.baselines import Decoded, PlainModels
 from braid_orchestrator.bench.braids import BraidDecoded, EngineHost, FusionHost, ShardHost, Variant
 from braid_orchestrator.bench.breakdown import fusion_hop_ms, recording_to_dict, span_hop_ms, span_table
 from braid_orchestrator.bench.interleaving import interleave, median_ratio, spread
-from braid_orchestrator.bench.machine import busy_cpu_s, describe_machine, usable_cores
+from braid_orchestrator.bench.machine import describe_machine
 from braid_orchestrator.bench.pair import GPT2_SMALL, NAMES, QUICK, ModelSize, make_prompt
 from braid_orchestrator.bench.report import Cell, Report, Table, Target
+from braid_orchestrator.bench.surroundings import Surroundings
 from braid_orchestrator.bench.workers import Crew, Worker, barrier
 from braid_orchestrator.engine.trace import Recording
 
@@ -97,16 +96,11 @@ def run_step(options: StepOptions, progress: Progress = lambda what, done, total
             done += 1
             progress(_LABELS[name], done, total)
 
-        load_before = os.getloadavg()[0]
         idle = crew.idle_share()
-        busy_s, own_s, started = busy_cpu_s(), crew.cpu_s(), time.perf_counter()
+        surroundings = Surroundings(crew.cpu_s)
         results = interleave(sides, options.rounds, on_measured)
-        elapsed_s = time.perf_counter() - started
-        others = None
-        if busy_s is not None:
-            others = ((busy_cpu_s() or 0.0) - busy_s - (crew.cpu_s() - own_s)) / (elapsed_s * usable_cores())
-    surroundings = {"load_before": load_before, "idle_share_of_a_core": idle, "cores_busy_otherwise": others}
-    return _report(options, variants, results, surroundings)
+        around = {**surroundings.to_dict(), "idle_share_of_a_core": idle}
+    return _report(options, variants, results, around)
 
 
 def _variants(options: StepOptions) -> dict[str, Variant]:

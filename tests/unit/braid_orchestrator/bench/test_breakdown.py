@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from braid_orchestrator.bench.breakdown import fusion_hop_ms, recording_to_dict, span_hop_ms, span_table
+from braid_orchestrator.bench.breakdown import (
+    fusion_hop_ms,
+    recording_to_dict,
+    span_hop_ms,
+    span_table,
+    summed,
+)
 from braid_orchestrator.engine.trace import Recording, StepTrace
 from braid_rpc.steps import Timings
 
@@ -73,3 +79,11 @@ def test_a_recording_becomes_plain_values() -> None:
     assert [len(times) for times in value["spans"].values()] == [3, 3]
     assert value["fusion"]["0"][0]["wall_s"] == pytest.approx(0.004)
     assert value["readout_s"] == [0.005] * 3
+
+
+def test_a_summed_recording_has_one_entry_of_everything() -> None:
+    total = summed(recorded(stall_s=1.0))
+    assert [len(times) for times in (*total.spans.values(), *total.fusion.values())] == [1, 1, 1]
+    assert total.spans[0][0].compute_s == pytest.approx(0.030)
+    assert total.spans[1][0].wall_s == pytest.approx(sum(t.wall_s for t in recorded(stall_s=1.0).spans[1]))
+    assert total.readout_s == [pytest.approx(0.015)]
