@@ -24,9 +24,10 @@ from braid_rpc.completions import (
     TopLogprob,
 )
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.step_times import PartTimes, StepTimes
 from braid_rpc.v1 import braid_pb2
 
-_REQUEST_FIELDS = frozenset({"n", "use_braiding", "shard", "model", "timeout_s"})
+_REQUEST_FIELDS = frozenset({"n", "use_braiding", "shard", "model", "timeout_s", "timings"})
 _SAMPLING_FIELDS = frozenset(GenerateOptions.__annotations__) - _REQUEST_FIELDS - {"request_id"}
 
 
@@ -84,9 +85,29 @@ def event_from_proto(message: braid_pb2.GenerateEvent) -> Event | None:
             return Finished(
                 finished.prompt_tokens,
                 finished.completion_tokens,
-                Timings(timings.queue_s, timings.time_to_first_token_s, timings.total_s),
+                Timings(
+                    timings.queue_s,
+                    timings.time_to_first_token_s,
+                    timings.total_s,
+                    timings.time_per_output_token_s if timings.HasField("time_per_output_token_s") else None,
+                    _steps(timings.steps) if timings.HasField("steps") else None,
+                ),
             )
     return None
+
+
+def _steps(message: braid_pb2.StepTimes) -> StepTimes:
+    return StepTimes(
+        message.count,
+        message.wall_s,
+        message.readout_s,
+        {name: _part(part) for name, part in message.shards.items()},
+        {name: _part(part) for name, part in message.points.items()},
+    )
+
+
+def _part(message: braid_pb2.PartTimes) -> PartTimes:
+    return PartTimes(*(getattr(message, name) for name in PartTimes.__slots__))
 
 
 def score_from_proto(reply: braid_pb2.ScoreReply) -> Score:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from braid_rpc.errors import UnavailableError
+from braid_rpc.step_times import StepTimes
 
 Prompt = str | Sequence[int]
 
@@ -16,6 +17,7 @@ class GenerateOptions(TypedDict, total=False):
 
     ``n`` choices are generated for one prompt. With ``use_braiding`` false one shard answers alone: ``shard``, or
     the anchor. ``logprobs`` is how many alternatives to report per token. ``timeout_s`` holds for everything.
+    ``timings`` asks where the time of its steps went.
     """
 
     max_tokens: int
@@ -39,6 +41,7 @@ class GenerateOptions(TypedDict, total=False):
     model: str
     request_id: str
     timeout_s: float
+    timings: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,14 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """In seconds since the server took the request; ``queue_s`` is how long it waited."""
+    """In seconds since the server took the request; ``queue_s`` is how long it waited. Only with ``timings``: the
+    mean time between two tokens of a choice (None for one token), and where the time of the request's steps went."""
 
     queue_s: float
     time_to_first_token_s: float
     total_s: float
+    time_per_output_token_s: float | None = None
+    steps: StepTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

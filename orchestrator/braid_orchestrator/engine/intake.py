@@ -19,6 +19,7 @@ from braid_orchestrator.engine.sessions import (
     Sequence,
     Sink,
 )
+from braid_orchestrator.engine.step_shares import StepShare
 from braid_orchestrator.engine.text import Encoded, TextCodec
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import ConflictError, ContextLengthError, InvalidRequestError, UnknownShardError
@@ -55,6 +56,10 @@ class Intake:
         self._check_length(len(prompt), asked.sampling.max_tokens, route)
         woven = self._weave(prompt, route)
         request = Request(request_id, sink, asked.n, len(prompt), self._timeout_s(asked.timeout_s))
+        if asked.timings:
+            request.steps = StepShare(
+                [shard.name for shard in self._plan.shards], [point.name for point in self._plan.points]
+            )
         return [
             GeneratedSequence.begin(
                 request, index, route, prompt, asked.sampling, self._codec(route), self._eos(route), woven

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.step_times import StepTimes
 
 MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 20
@@ -76,7 +77,8 @@ class SamplingOptions:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """``prompt`` is text or token ids of the anchor. ``shard`` (only with ``use_braiding`` false) says which
-    shard answers alone; None is the anchor. ``timeout_s`` None: the service's own limit."""
+    shard answers alone; None is the anchor. ``timeout_s`` None: the service's own limit. ``timings``: where the
+    time went is to be told in full."""
 
     prompt: str | tuple[int, ...]
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -85,6 +87,7 @@ class GenerateRequest:
     use_braiding: bool = True
     shard: str | None = None
     timeout_s: float | None = None
+    timings: bool = False
 
     def validate(self) -> None:
         """Raises: InvalidRequestError, naming the field."""
@@ -142,11 +145,17 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class RequestTimings:
-    """In seconds since the request came in, except ``queue_s``, which is how long it waited."""
+    """In seconds since the request came in, except ``queue_s``, which is how long it waited.
+
+    Only for those who ask: ``time_per_output_token_s``, the mean time between two tokens of a choice (None for one
+    token), and ``steps``, where the time of the request's steps went.
+    """
 
     queue_s: float
     time_to_first_token_s: float
     total_s: float
+    time_per_output_token_s: float | None = None
+    steps: StepTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from braid_orchestrator.engine.requests import Started
 from braid_orchestrator.engine.roster import Roster
 from braid_orchestrator.engine.scheduler import Scheduler
 from braid_orchestrator.engine.sessions import BRAIDED, GeneratedSequence, Request, Sequence
+from braid_orchestrator.engine.step_shares import StepDifference, StepShare
 from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.engine.trace import StepTrace
 from braid_rpc.errors import (
@@ -136,11 +137,24 @@ class Rounds:
             routes.setdefault(work.sequence.route, []).append(work)
         braided = routes.pop(BRAIDED, None)
         if braided:
-            self._report(braided, self._lockstep.run_braided(pack(braided), self.trace))
+            watched = self._watch(braided)
+            braided_scores = self._lockstep.run_braided(pack(braided), self.trace)
+            if watched:
+                watched.finish(_shares(braided), alone=None)
+            self._report(braided, braided_scores)
         if routes:
+            watched = self._watch(work for works_of_shard in routes.values() for work in works_of_shard)
             scores = self._lockstep.run_alone({shard: pack(ws) for shard, ws in routes.items()}, self.trace)
+            if watched:
+                for shard, works_of_shard in routes.items():
+                    watched.finish(_shares(works_of_shard), alone=shard)
             for shard, works_of_shard in routes.items():
                 self._report(works_of_shard, scores.get(shard))
+
+    def _watch(self, works: Iterable[Work]) -> StepDifference | None:
+        """Says what a step takes, if anybody asked for that."""
+        wanted = any(work.sequence.request.steps is not None for work in works)
+        return StepDifference(self.trace.totals) if wanted else None
 
     def _report(self, works: list[Work], scores: Scores | None) -> None:
         done: list[Sequence] = []
@@ -272,6 +286,11 @@ class Rounds:
         self._lost = None
         self._given_up = False
         self.recoveries += 1
+
+
+def _shares(works: Iterable[Work]) -> set[StepShare]:
+    """Of the requests that asked for theirs, each once."""
+    return {share for work in works if (share := work.sequence.request.steps) is not None}
 
 
 def _internal(error: Exception) -> BraidError:

@@ -24,6 +24,7 @@ from braid_orchestrator.engine.requests import (
     TopLogprob,
 )
 from braid_orchestrator.engine.sampling import Pick, Sampler
+from braid_orchestrator.engine.step_shares import StepShare
 from braid_orchestrator.engine.text import IncrementalDecoder, StopScanner, TextCodec
 from braid_rpc.errors import BraidError
 
@@ -45,7 +46,9 @@ class Request:
         self.sink = sink
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        self.num_choices = num_choices
         self.unfinished = num_choices
+        self.steps: StepShare | None = None
         self.cancelled = False
         self.ended = False
         self.started = False
@@ -69,10 +72,18 @@ class Request:
     def timings(self) -> RequestTimings:
         """Up to now."""
         now = time.monotonic()
+        first_s = self._first_token_s or now
+        steps = per_token_s = None
+        if self.steps is not None:
+            steps = self.steps.times()
+            later_tokens = self.completion_tokens / self.num_choices - 1
+            per_token_s = (now - first_s) / later_tokens if later_tokens > 0 else None
         return RequestTimings(
             queue_s=(self._admitted_s or now) - self.arrived_s,
-            time_to_first_token_s=(self._first_token_s or now) - self.arrived_s,
+            time_to_first_token_s=first_s - self.arrived_s,
             total_s=now - self.arrived_s,
+            time_per_output_token_s=per_token_s,
+            steps=steps,
         )
 
 

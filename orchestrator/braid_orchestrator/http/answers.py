@@ -29,7 +29,7 @@ def answer(collected: Collected, model: str) -> GenerateOut:
         model=model,
         weights_version=collected.started.weights_version,
         usage=_usage(finished),
-        timings=TimingsOut(**asdict(finished.timings)),
+        timings=TimingsOut.of(finished.timings),
     )
 
 
@@ -75,4 +75,5 @@ def event_data(event: Event, model: str) -> tuple[str, dict[str, Any]]:
         case ChoiceFinished():
             return "choice_finished", asdict(event)
         case Finished():
-            return "finished", {"usage": _usage(event).model_dump(), "timings": asdict(event.timings)}
+            timings = TimingsOut.of(event.timings).model_dump(exclude_unset=True)
+            return "finished", {"usage": _usage(event).model_dump(), "timings": timings}

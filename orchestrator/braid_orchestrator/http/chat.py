@@ -23,7 +23,7 @@ from braid_orchestrator.http.chat_schemas import (
 )
 from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.errors import error_body, internal_error
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES, TimingsOut
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
@@ -70,6 +70,7 @@ async def _prepare(service: BraidPort, body: ChatBody) -> _Call:
         body.n,
         use_braiding,
         shard,
+        timings=body.timings,
     )
     request.validate()
     return _Call(service, body, text, request, shard or service.name)
@@ -97,6 +98,7 @@ class _Call:
         self._created = int(time.time())
         self._model = model
         self._usage: CompletionUsageOut | None = None
+        self._timings: TimingsOut | None = None
         self.events = as_generator(service.generate(request))
 
     async def answer(self) -> ChatOut:
@@ -107,7 +109,12 @@ class _Call:
                 for piece in self._pieces(event):
                     _append(choices[piece.index], piece)
         return ChatOut(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=self._usage,
+            timings=self._timings,
         )
 
     async def stream(self, first: Event) -> AsyncGenerator[bytes, None]:
@@ -121,8 +128,9 @@ class _Call:
                 async for event in self.events:
                     for piece in self._pieces(event):
                         yield self._chunk([piece])
-            if self._body.stream_options and self._body.stream_options.include_usage:
-                yield self._chunk([], self._usage)
+            usage = self._body.stream_options and self._body.stream_options.include_usage
+            if usage or self._body.timings:
+                yield self._chunk([], self._usage if usage else None, self._timings)
         except BraidError as error:
             yield sse(error_body(error))
         except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
@@ -146,6 +154,7 @@ class _Call:
                 return [end]
             case Finished():
                 self._usage = CompletionUsageOut.of(event.prompt_tokens, event.completion_tokens)
+                self._timings = TimingsOut.of(event.timings) if self._body.timings else None
         return []
 
     def _logprobs(self, event: TokenEvent) -> ChatLogprobsOut | None:
@@ -165,9 +174,19 @@ class _Call:
         )
         return ChatLogprobsOut(content=[token])
 
-    def _chunk(self, choices: list[ChatDeltaOut], usage: CompletionUsageOut | None = None) -> bytes:
+    def _chunk(
+        self,
+        choices: list[ChatDeltaOut],
+        usage: CompletionUsageOut | None = None,
+        timings: TimingsOut | None = None,
+    ) -> bytes:
         chunk = ChatChunkOut(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            timings=timings,
         )
         data = chunk.model_dump()
         for choice, sent in zip(choices, data["choices"], strict=True):

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from braid_orchestrator.engine.requests import SamplingOptions
-from braid_orchestrator.http.native_schemas import SamplingFields, Strict
-from braid_orchestrator.http.openai_schemas import CompletionUsageOut, NullIsDefault, StreamOptions
+from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut
+from braid_orchestrator.http.openai_schemas import CompletionUsageOut, NullIsDefault, StreamOptions, Timed
 from braid_rpc.errors import InvalidRequestError
 
 
@@ -64,6 +64,7 @@ class ChatBody(NullIsDefault, SamplingFields):
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=0)] = None
     tool_choice: Literal["none"] | None = None
+    timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
     user: str | None = None
     metadata: dict[str, str] | None = None
 
@@ -148,7 +149,7 @@ class ChatDeltaOut(BaseModel):
     stop_reason: str | int | None = None
 
 
-class ChatOut(BaseModel):
+class ChatOut(Timed):
     """All answers."""
 
     id: str
@@ -157,9 +158,10 @@ class ChatOut(BaseModel):
     model: str
     choices: list[ChatChoiceOut]
     usage: CompletionUsageOut | None = None
+    timings: TimingsOut | None = None
 
 
-class ChatChunkOut(BaseModel):
+class ChatChunkOut(Timed):
     """A chunk of a stream."""
 
     id: str
@@ -168,3 +170,4 @@ class ChatChunkOut(BaseModel):
     model: str
     choices: list[ChatDeltaOut]
     usage: CompletionUsageOut | None = None
+    timings: TimingsOut | None = None

@@ -20,7 +20,7 @@ from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.echoing import echo_of, top_logprobs_of
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.merging import merge
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES, TimingsOut
 from braid_orchestrator.http.openai_schemas import (
     CompletionBody,
     CompletionChoiceOut,
@@ -86,13 +86,23 @@ class _Call:
         self._created = int(time.time())
         self._model = shard or service.name
         self._requests = [
-            GenerateRequest(prompt, sampling, self._request_id(i, len(prompts)), body.n, use_braiding, shard)
+            GenerateRequest(
+                prompt,
+                sampling,
+                self._request_id(i, len(prompts)),
+                body.n,
+                use_braiding,
+                shard,
+                None,
+                body.timings,
+            )
             for i, prompt in enumerate(prompts)
         ]
         for request in self._requests:
             request.validate()
         self._offsets = [0] * (body.n * len(prompts))
         self._prompt_tokens = self._completion_tokens = 0
+        self._timings: dict[int, TimingsOut] = {}
         self.pieces = merge([self._pieces(i) for i in range(len(prompts))])
 
     async def answer(self) -> CompletionOut:
@@ -102,7 +112,7 @@ class _Call:
             async for piece in self.pieces:
                 if piece is not None:
                     _append(choices[piece.index], piece)
-        return self._chunk(choices, self._usage())
+        return self._chunk(choices, self._usage(), self._told_timings())
 
     async def stream(self, first: CompletionChoiceOut | None) -> AsyncGenerator[bytes, None]:
         """Server-sent events, one per piece."""
@@ -113,8 +123,10 @@ class _Call:
                 async for piece in self.pieces:
                     if piece is not None and (piece.text or piece.finish_reason or piece.logprobs):
                         yield sse(self._chunk([piece]).model_dump())
-            if self._body.stream_options and self._body.stream_options.include_usage:
-                yield sse(self._chunk([], self._usage()).model_dump())
+            usage = self._body.stream_options and self._body.stream_options.include_usage
+            if usage or self._body.timings:
+                end = self._chunk([], self._usage() if usage else None, self._told_timings())
+                yield sse(end.model_dump(exclude_none=False))
         except BraidError as error:
             yield sse(error_body(error))
         except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
@@ -155,6 +167,8 @@ class _Call:
                     case Finished():
                         self._prompt_tokens += event.prompt_tokens
                         self._completion_tokens += event.completion_tokens
+                        if self._body.timings:
+                            self._timings[position] = TimingsOut.of(event.timings)
 
     def _request_id(self, position: int, num_prompts: int) -> str:
         return self._id if num_prompts == 1 else f"{self._id}-{position}"
@@ -176,11 +190,22 @@ class _Call:
     def _usage(self) -> CompletionUsageOut:
         return CompletionUsageOut.of(self._prompt_tokens, self._completion_tokens)
 
+    def _told_timings(self) -> list[TimingsOut] | None:
+        return [timings for _, timings in sorted(self._timings.items())] if self._body.timings else None
+
     def _chunk(
-        self, choices: list[CompletionChoiceOut], usage: CompletionUsageOut | None = None
+        self,
+        choices: list[CompletionChoiceOut],
+        usage: CompletionUsageOut | None = None,
+        timings: list[TimingsOut] | None = None,
     ) -> CompletionOut:
         return CompletionOut(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            timings=timings,
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, ScoreRequest
+from braid_orchestrator.engine.requests import GenerateRequest, RequestTimings, SamplingOptions, ScoreRequest
 from braid_rpc.errors import InvalidRequestError
 
 Prompt = Annotated[
@@ -70,6 +71,7 @@ class GenerateBody(SamplingFields, ModelFields):
     n: Annotated[int, Field(description="how many choices")] = 1
     request_id: Annotated[str, Field(max_length=128, description="to cancel by; made up if empty")] = ""
     stream: Annotated[bool, Field(description="server-sent events instead of one answer")] = False
+    timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
 
     def request(self, use_braiding: bool, shard: str | None, request_id: str) -> GenerateRequest:
         """What the engine is asked."""
@@ -81,6 +83,7 @@ class GenerateBody(SamplingFields, ModelFields):
             use_braiding=use_braiding,
             shard=shard,
             timeout_s=self.timeout_s,
+            timings=self.timings,
         )
 
 
@@ -136,12 +139,42 @@ class UsageOut(BaseModel):
     total_tokens: int
 
 
+class PartTimesOut(BaseModel):
+    """Seconds that went into ``count`` spans of a shard, or exchanges at a fusion point."""
+
+    count: int
+    compute_s: float
+    wire_s: float
+    wait_s: float
+    serialize_s: float
+
+
+class StepTimesOut(BaseModel):
+    """Seconds of the ``count`` steps that the request took part in; shards work at the same time."""
+
+    count: int
+    wall_s: float
+    readout_s: float
+    shards: dict[str, PartTimesOut]
+    points: dict[str, PartTimesOut]
+
+
 class TimingsOut(BaseModel):
-    """In seconds since the request came in; ``queue_s`` is how long it waited."""
+    """In seconds since the request came in; ``queue_s`` is how long it waited. The last two only on demand."""
 
     queue_s: float
     time_to_first_token_s: float
     total_s: float
+    time_per_output_token_s: float | None = None
+    steps: StepTimesOut | None = None
+
+    @classmethod
+    def of(cls, timings: RequestTimings) -> TimingsOut:
+        """Without what was not asked for."""
+        told = asdict(timings)
+        if timings.steps is None:
+            del told["time_per_output_token_s"], told["steps"]
+        return cls.model_validate(told)
 
 
 class GenerateOut(ChoiceOut):

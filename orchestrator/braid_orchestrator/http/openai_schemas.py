@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from braid_orchestrator.http.native_schemas import SamplingFields, Strict
+from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut
 from braid_rpc.errors import InvalidRequestError
 
 Prompts = str | list[str] | list[int] | list[list[int]]
@@ -33,6 +33,18 @@ class NullIsDefault(Strict):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
+class Timed(BaseModel):
+    """An answer, or the end of a stream, that tells where the time went if that was asked for. Else it says nothing
+    of it: other services' clients need not know."""
+
+    @model_serializer(mode="wrap")
+    def _without_timings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        if data.get("timings", 0) is None:
+            del data["timings"]
+        return data
+
+
 class CompletionBody(NullIsDefault, SamplingFields):
     """One or several prompts to go on with. What has no effect on the answer is accepted and ignored."""
 
@@ -44,6 +56,7 @@ class CompletionBody(NullIsDefault, SamplingFields):
     echo: Annotated[bool, Field(description="the prompt stands before the completion")] = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
     suffix: None = None
     user: str | None = None
 
@@ -96,8 +109,8 @@ class CompletionUsageOut(BaseModel):
         )
 
 
-class CompletionOut(BaseModel):
-    """An answer, or a chunk of one."""
+class CompletionOut(Timed):
+    """An answer, or a chunk of one. ``timings``: one per prompt, in their order."""
 
     id: str
     object: str = "text_completion"
@@ -105,6 +118,7 @@ class CompletionOut(BaseModel):
     model: str
     choices: list[CompletionChoiceOut]
     usage: CompletionUsageOut | None = None
+    timings: list[TimingsOut] | None = None
 
 
 class ModelOut(BaseModel):

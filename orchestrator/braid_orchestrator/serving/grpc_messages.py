@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from braid_orchestrator.engine.requests import (
@@ -19,6 +20,7 @@ from braid_orchestrator.engine.requests import (
 from braid_orchestrator.serving.model_selection import select_model
 from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.step_times import StepTimes
 from braid_rpc.v1 import braid_pb2
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def generate_request(
         use_braiding=use_braiding,
         shard=shard,
         timeout_s=_timeout_s(message.timeout_s),
+        timings=message.timings,
     )
     request.validate()
     return request
@@ -118,9 +121,21 @@ def event_message(event: Event, model: str) -> braid_pb2.GenerateEvent:
                         queue_s=timings.queue_s,
                         time_to_first_token_s=timings.time_to_first_token_s,
                         total_s=timings.total_s,
+                        time_per_output_token_s=timings.time_per_output_token_s,
+                        steps=None if timings.steps is None else _steps_message(timings.steps),
                     ),
                 )
             )
+
+
+def _steps_message(steps: StepTimes) -> braid_pb2.StepTimes:
+    return braid_pb2.StepTimes(
+        count=steps.count,
+        wall_s=steps.wall_s,
+        readout_s=steps.readout_s,
+        shards={name: braid_pb2.PartTimes(**asdict(part)) for name, part in steps.shards.items()},
+        points={name: braid_pb2.PartTimes(**asdict(part)) for name, part in steps.points.items()},
+    )
 
 
 def score_message(result: ScoreResult) -> braid_pb2.ScoreReply:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model")
+    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model", "timings")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class GenerateRequest(_message.Message):
     SHARD_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     tokens: TokenIds
@@ -26,7 +27,8 @@ class GenerateRequest(_message.Message):
     shard: str
     timeout_s: float
     model: str
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ...) -> None: ...
+    timings: bool
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ..., timings: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -155,14 +157,60 @@ class Finished(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_s", "time_to_first_token_s", "total_s")
+    __slots__ = ("queue_s", "time_to_first_token_s", "total_s", "time_per_output_token_s", "steps")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    TIME_PER_OUTPUT_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     time_to_first_token_s: float
     total_s: float
-    def __init__(self, queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
+    time_per_output_token_s: float
+    steps: StepTimes
+    def __init__(self, queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., time_per_output_token_s: _Optional[float] = ..., steps: _Optional[_Union[StepTimes, _Mapping]] = ...) -> None: ...
+
+class StepTimes(_message.Message):
+    __slots__ = ("count", "wall_s", "readout_s", "shards", "points")
+    class ShardsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PartTimes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PartTimes, _Mapping]] = ...) -> None: ...
+    class PointsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PartTimes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PartTimes, _Mapping]] = ...) -> None: ...
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    READOUT_S_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    wall_s: float
+    readout_s: float
+    shards: _containers.MessageMap[str, PartTimes]
+    points: _containers.MessageMap[str, PartTimes]
+    def __init__(self, count: _Optional[int] = ..., wall_s: _Optional[float] = ..., readout_s: _Optional[float] = ..., shards: _Optional[_Mapping[str, PartTimes]] = ..., points: _Optional[_Mapping[str, PartTimes]] = ...) -> None: ...
+
+class PartTimes(_message.Message):
+    __slots__ = ("count", "compute_s", "wire_s", "wait_s", "serialize_s")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    WIRE_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    SERIALIZE_S_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    compute_s: float
+    wire_s: float
+    wait_s: float
+    serialize_s: float
+    def __init__(self, count: _Optional[int] = ..., compute_s: _Optional[float] = ..., wire_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., serialize_s: _Optional[float] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("text", "tokens", "use_braiding", "shard", "timeout_s")
