@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from served import served
 
@@ -97,9 +98,10 @@ def test_who_does_not_ask_is_told_nothing() -> None:
         assert "timings" not in http.post("/v1/chat/completions", json=chat).json()
 
 
-def test_a_shard_alone_tells_of_itself_only_whatever_runs_beside_it() -> None:
+@pytest.mark.parametrize("model", ["tiny", "left"])
+def test_a_shard_alone_tells_of_itself_only_whatever_runs_beside_it(model: str) -> None:
     with served() as braid, braid.http() as http:
-        with http.stream("POST", "/generate", json=ENDLESS) as beside:
+        with http.stream("POST", "/generate", json={**ENDLESS, "model": model}) as beside:
             next(beside.iter_lines())
             body = {"prompt": "abc", "max_tokens": 4, "ignore_eos": True, "timings": True, "model": "right"}
             told = http.post("/generate", json=body).json()["timings"]
