@@ -96,6 +96,11 @@ class JournalWriter:
         if record is not None:
             record.has_ended = True
 
+    def forget(self, request_id: str) -> None:
+        """The request is not carried on here after all: its journal stays, for others."""
+        with self._lock:
+            self._records.pop(request_id, None)
+
     def write_all(self) -> None:
         """Write what is new, forget what has ended. Raises: BraidError, and then all is written anew next time."""
         with self._lock:

@@ -26,6 +26,7 @@ from braid_rpc.errors import BraidError, ConflictError, NotFoundError, Unavailab
 _log = logging.getLogger(__name__)
 
 _TABLE = "orchestrators"
+_NOBODY = "nobody"  # owns what was taken over and could not be carried on
 
 
 class Runs(Protocol):
@@ -103,20 +104,25 @@ class StateLink:
         if request.sampling.seed is None:
             # Whoever carries it on has to draw the same.
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(62)))
-        return self._journaled(request, sink, lambda note: engine.submit(request, note))
-
-    def resume(self, engine: Runs, journal: Journal, sink: Sink) -> str:
-        """The same for a request that was taken over."""
-        return self._journaled(
-            journal.request, sink, lambda note: engine.resume(journal.request, journal.events, note)
-        )
-
-    def _journaled(self, request: GenerateRequest, sink: Sink, submit: Callable[[Sink], str]) -> str:
         note = self._writer.begin(request, sink)
         try:
-            return submit(note)
+            return engine.submit(request, note)
         except BaseException:
             self._writer.end(request.request_id)
+            raise
+
+    def resume(self, engine: Runs, journal: Journal, sink: Sink) -> str:
+        """The same for a request that was taken over. One that the engine refuses may be taken over again."""
+        request = journal.request
+        note = self._writer.begin(request, sink)
+        try:
+            return engine.resume(request, journal.events, note)
+        except BaseException:
+            self._writer.forget(request.request_id)
+            self._try(
+                lambda: self._journals.claim(request.request_id, self.owner, _NOBODY),
+                "could not give it back",
+            )
             raise
 
     def activate(self, version: str) -> None:
@@ -192,7 +198,7 @@ class StateLink:
                 _log.info("fusion version %s was activated elsewhere", chosen)
             self._chosen = chosen or self._chosen
 
-    def _try(self, call: Callable[[], None], complaint: str) -> None:
+    def _try(self, call: Callable[[], object], complaint: str) -> None:
         try:
             call()
         except BraidError as error:
