@@ -141,7 +141,7 @@ MIXED = replace(
         ),
     ),
     fusion=replace(FULL.fusion, num_steps=160, max_seconds=110.0, step_tokens=512),
-    evaluation_chars=20_000,
+    evaluation_chars=12_000,
     evaluation_window=256,
 )
 
