@@ -166,6 +166,7 @@ def test_the_other_routes_as_the_documentation_shows_them(service: Service) -> N
     completion = json.loads(service.curl(block(HTTP, "Completions", "bash")))
     assert completion["usage"]["completion_tokens"] <= 16 and completion["choices"][0]["text"]
     scored = json.loads(service.curl(block(HTTP, "Scoring prompts", "bash")))
+    assert "choices" in scored, scored
     assert [choice["finish_reason"] for choice in scored["choices"]] == ["length"] * 2
     assert all(len(choice["logprobs"]["top_logprobs"]) > 1 for choice in scored["choices"])
     tokenized, detokenized = service.curl(block(HTTP, "Tokens", "bash")).replace("}{", "}\n{").splitlines()

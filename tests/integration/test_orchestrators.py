@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -109,11 +110,20 @@ def die(service: BraidService) -> None:
     service._engine.stop()
 
 
-def ask(service: BraidService, request: GenerateRequest) -> queue.Queue[Event | BraidError]:
+def ask(
+    service: BraidService, request: GenerateRequest, *, slowly: bool = False
+) -> queue.Queue[Event | BraidError]:
+    """``slowly``: by a model that takes its time, so that what happens meanwhile happens in the middle."""
     events: queue.Queue[Event | BraidError] = queue.Queue()
     link = service._link
     assert link is not None
-    link.submit(service._engine, request, events.put)
+
+    def put(item: Event | BraidError) -> None:
+        if slowly:
+            time.sleep(0.02)
+        events.put(item)
+
+    link.submit(service._engine, request, put)
     return events
 
 
@@ -162,7 +172,7 @@ def test_what_a_dead_one_began_another_carries_on(house: House, route: dict) -> 
     first, second = house.orchestrator(), house.orchestrator()
     expected = answer(second, replace(request, request_id="before"))
     journals = Journals(house.store())
-    running = ask(first, request)
+    running = ask(first, request, slowly=True)
     wait_for_tokens(running, 30)
     eventually(has(lambda: len(journals.load("mine").events) > 20), SOON_S, "the journal is written")
     with pytest.raises(ConflictError, match="answered elsewhere"):
@@ -185,7 +195,7 @@ def test_what_a_dead_one_began_another_carries_on(house: House, route: dict) -> 
 def test_a_version_that_is_no_longer_active_is_kept(house: House) -> None:
     first, second = house.orchestrator(), house.orchestrator()
     expected = answer(second, replace(REQUEST, request_id="before"))
-    running = ask(first, REQUEST)
+    running = ask(first, REQUEST, slowly=True)
     wait_for_tokens(running, 10)
     eventually(has(lambda: Journals(house.store()).load("mine").events), SOON_S, "the journal is written")
     die(first)
@@ -197,7 +207,7 @@ def test_a_version_that_is_no_longer_active_is_kept(house: House) -> None:
 def test_a_request_without_a_seed_can_be_carried_on_too(house: House) -> None:
     first, second = house.orchestrator(), house.orchestrator()
     journals = Journals(house.store())
-    running = ask(first, replace(REQUEST, sampling=replace(SAMPLING, seed=None)))
+    running = ask(first, replace(REQUEST, sampling=replace(SAMPLING, seed=None)), slowly=True)
     wait_for_tokens(running, 10)
     eventually(has(lambda: journals.load("mine").events), SOON_S, "the journal is written")
     die(first)
@@ -210,7 +220,7 @@ def test_a_request_without_a_seed_can_be_carried_on_too(house: House) -> None:
 def test_one_that_shuts_down_leaves_its_requests_to_others(house: House) -> None:
     first, second = house.orchestrator(), house.orchestrator()
     expected = answer(second, replace(REQUEST, request_id="before"))
-    running = ask(first, REQUEST)
+    running = ask(first, REQUEST, slowly=True)
     wait_for_tokens(running, 4)
     first.stop()
     assert asyncio.run(second.orphans()) == ["mine"]
@@ -231,7 +241,7 @@ def test_journals_end_with_their_requests(house: House) -> None:
 def test_a_version_activated_on_one_is_used_by_all(house: House) -> None:
     first, second = house.orchestrator(), house.orchestrator()
     assert {first._engine.weights_version, second._engine.weights_version} == {"v3"}
-    running = ask(second, REQUEST)
+    running = ask(second, REQUEST, slowly=True)
     expected = answer(first, replace(REQUEST, request_id="before"))
     assert asyncio.run(first.activate("v4")) == "v4"
     eventually(lambda: second._engine.weights_version == "v4", SOON_S, "the other has noticed")
@@ -247,7 +257,7 @@ def test_a_version_activated_on_one_is_used_by_all(house: House) -> None:
 def test_redis_gone_in_the_middle(house: House, when_lost: str) -> None:
     service = house.orchestrator(when_lost)
     expected = answer(service, replace(REQUEST, request_id="before"))
-    running = ask(service, REQUEST)
+    running = ask(service, REQUEST, slowly=True)
     house.redis.stop()
     assert said(Client.results(running)) == expected
     link = service._link
