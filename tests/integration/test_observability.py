@@ -102,7 +102,8 @@ def test_who_does_not_ask_is_told_nothing() -> None:
 def test_a_shard_alone_tells_of_itself_only_whatever_runs_beside_it(model: str) -> None:
     with served() as braid, braid.http() as http:
         with http.stream("POST", "/generate", json={**ENDLESS, "model": model}) as beside:
-            next(beside.iter_lines())
+            lines = beside.iter_lines()  # kept: when it is gone, the response is closed
+            next(lines)
             body = {"prompt": "abc", "max_tokens": 4, "ignore_eos": True, "timings": True, "model": "right"}
             told = http.post("/generate", json=body).json()["timings"]
         steps = told["steps"]
