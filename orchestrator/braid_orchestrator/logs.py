@@ -5,6 +5,7 @@ Modules log by the standard library, with what belongs to a line as its ``extra`
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -35,7 +36,7 @@ def configure_logs(
         handler = logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(formatter(form))
     else:
-        handler.addFilter(_with_fields)
+        handler = _WithFields(handler)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(level)
@@ -66,17 +67,22 @@ def _without_nothing(logger: Any, method: str, event: MutableMapping[str, Any]) 
     return {name: value for name, value in event.items() if value is not None}
 
 
-def _with_fields(record: logging.LogRecord) -> bool:
-    """For handlers that know no ``extra``: it stands behind the message."""
-    fields = structlog.stdlib.ExtraAdder()(logging.getLogger(), "", {"_record": record})
-    del fields["_record"]
-    if fields and not getattr(record, "braid_fields_added", False):
-        record.msg = f"{record.getMessage()} " + " ".join(
-            f"{name}={value}" for name, value in fields.items() if value is not None
-        )
-        record.args = ()
-        record.braid_fields_added = True
-    return True
+class _WithFields(logging.Handler):
+    """For a handler that knows no ``extra``: it stands behind the message. Others see the record as it was."""
+
+    def __init__(self, inner: logging.Handler) -> None:
+        super().__init__(inner.level)
+        self._inner = inner
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A copy with its fields goes to the inner handler."""
+        fields = structlog.stdlib.ExtraAdder()(logging.getLogger(), "", {"_record": record})
+        del fields["_record"]
+        told = [f"{name}={value}" for name, value in fields.items() if value is not None]
+        if told:
+            record = copy.copy(record)
+            record.msg, record.args = " ".join([record.getMessage(), *told]), ()
+        self._inner.handle(record)
 
 
 def _one_of(environ: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:

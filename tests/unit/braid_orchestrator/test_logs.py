@@ -69,3 +69,19 @@ def test_the_console_shows_fields_too_and_begins_at_warnings() -> None:
 def test_unknown_values_are_refused_with_what_is_allowed(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: got '{value}', expected one of"):
         configure_logs({name: value}, stream=sys.stderr)
+
+
+def test_a_console_shows_the_fields_and_leaves_the_record_to_others() -> None:
+    seen: dict[str, list[str]] = {"console": [], "other": []}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen[self.name].append(record.getMessage())
+
+    console, other = Listener(), Listener()
+    console.name, other.name = "console", "other"
+    configure_logs({"BRAID_LOG_LEVEL": "info"}, console)
+    logging.getLogger().addHandler(other)
+    logging.getLogger("braid_services.shard").info("step %d", 7, extra={"shard": "left"})
+    assert seen["console"] and seen["console"][0].startswith("step 7 ") and "shard=left" in seen["console"][0]
+    assert seen["other"] == ["step 7"]
