@@ -17,9 +17,6 @@ from braid_fusion.errors import FusionShapeError
 
 NUM_LOGIT_FEATURES = 3
 
-# Below this, float32 has no digits left to lose; mixing goes by logarithms then.
-_SMALLEST_PROBABILITY = 1e-35
-
 
 def log_probabilities(logits_RV: Tensor) -> Tensor:
     """(R, V) natural log-probabilities, at least in float32."""
@@ -35,14 +32,10 @@ def logit_features(logits_RV: Sequence[Tensor], *, normalised: bool = False) -> 
         logits_RV: one (R, V) per shard.
         normalised: they are log-probabilities already.
     """
-    log_probs_RV = [shard_RV if normalised else log_probabilities(shard_RV) for shard_RV in logits_RV]
-    return distribution_features(log_probs_RV, [shard_RV.exp() for shard_RV in log_probs_RV])
-
-
-def distribution_features(log_probs_RV: Sequence[Tensor], probs_RV: Sequence[Tensor]) -> Tensor:
-    """As `logit_features`, from log-probabilities and the probabilities that they are of."""
     features = []
-    for log_p_RV, p_RV in zip(log_probs_RV, probs_RV, strict=True):
+    for shard_RV in logits_RV:
+        log_p_RV = shard_RV if normalised else log_probabilities(shard_RV)
+        p_RV = log_p_RV.exp()
         scale = 1.0 / math.log(max(2, log_p_RV.shape[-1]))
         # A token ruled out (log p = -inf) adds nothing to the entropy.
         entropy_R = -torch.linalg.vecdot(p_RV, log_p_RV.clamp_min(-1e4))
@@ -50,23 +43,6 @@ def distribution_features(log_probs_RV: Sequence[Tensor], probs_RV: Sequence[Ten
         collision_R = -torch.linalg.vecdot(p_RV, p_RV).log()
         features.append(torch.stack([entropy_R, top_R, collision_R], dim=-1) * scale)
     return torch.stack(features, dim=1)
-
-
-def mix_distributions(
-    log_probs_RV: Sequence[Tensor], probs_RV: Sequence[Tensor], log_weights_RS: Tensor
-) -> Tensor:
-    """As `mix_logits` of log-probabilities over one vocabulary, from the probabilities at hand; no gradients.
-
-    One logarithm instead of the exponentials and logarithms of a sum in log space: less than half the time of
-    a decode step's readout.
-    """
-    mixed_RV: Tensor | None = None
-    for p_RV, weight_R in zip(probs_RV, log_weights_RS.exp().unbind(-1), strict=True):
-        weight_R1 = weight_R[:, None]
-        mixed_RV = p_RV * weight_R1 if mixed_RV is None else mixed_RV.addcmul_(p_RV, weight_R1)
-    if mixed_RV is None or float(mixed_RV.min()) < _SMALLEST_PROBABILITY:
-        return mix_logits(log_probs_RV, log_weights_RS, normalised=True)
-    return mixed_RV.log_()
 
 
 def mix_logits(logits_RV: Sequence[Tensor], log_weights_RS: Tensor, *, normalised: bool = False) -> Tensor:

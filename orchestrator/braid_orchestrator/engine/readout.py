@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from braid_fusion.mixing import distribution_features, log_probabilities, mix_distributions
+from braid_fusion.mixing import log_probabilities
+from braid_fusion.odds import measure, mix
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.packing import LaneBatch, PackedBatch
@@ -50,6 +51,7 @@ class Readout:
         self._vocab_size = min(
             shard.vocab_size for shard, lane in zip(plan.shards, plan.lane_of, strict=True) if lane == 0
         )
+        self._shares_vocabulary = all(lane == 0 for lane in plan.lane_of)
         self._kept: dict[str, dict[int, _Row]] = {}
 
     def forget(self, session_ids: Iterable[str]) -> None:
@@ -90,22 +92,24 @@ class Readout:
         return Scores(logits_RV[:, : self._vocab_size], weights_RS)
 
     def _mixed(self, step_id: int, batch: PackedBatch, rows: list[tuple[Tensor, Tensor]]) -> Scores:
-        own_log_probs = [log_probabilities(logits) for _, logits in rows]
-        log_probs = self._in_anchors_vocabulary(batch, own_log_probs)
-        probs = [shard_RV.exp() for shard_RV in log_probs]
+        logits = [logits for _, logits in rows]
+        told = logits
+        if not self._shares_vocabulary:
+            told = self._in_anchors_vocabulary(batch, [log_probabilities(own) for own in logits])
+        shards = [measure(shard) for shard in told]
         log_weights_RS = self._fusion.read_out(
             step_id,
             batch.sessions_of_logit_rows(),
             [hidden for hidden, _ in rows],
-            distribution_features(log_probs, probs),
+            torch.stack([shard.features_RN for shard in shards], dim=1),
         )
         weights_RS = log_weights_RS.exp()
-        # On the scale of the shards' own logits, on which a repetition penalty is defined.
-        scales = [
-            logits.amax(-1) - normed.amax(-1) for (_, logits), normed in zip(rows, own_log_probs, strict=True)
-        ]
-        scale_R1 = (torch.stack(scales, dim=-1) * weights_RS).sum(-1, keepdim=True)
-        return Scores(mix_distributions(log_probs, probs, log_weights_RS).add_(scale_R1), weights_RS)
+        scores_RV = mix(shards, log_weights_RS)
+        if not self._shares_vocabulary:
+            # On the scale of the shards' own logits, on which a repetition penalty is defined.
+            scales_RS = torch.stack([own.logsumexp(-1) for own in logits], dim=-1)
+            scores_RV.add_((scales_RS * weights_RS).sum(-1, keepdim=True))
+        return Scores(scores_RV, weights_RS)
 
     def _rows(
         self, batch: PackedBatch, last: Mapping[int, SpanResult[Tensor]]
