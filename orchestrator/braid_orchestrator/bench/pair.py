@@ -5,7 +5,6 @@ Every process makes its own from the seed, so nothing is written to disk and all
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -15,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from braid_services.settling import settle
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
 
@@ -83,8 +83,7 @@ def make_prompt(num_tokens: int, vocab_size: int) -> tuple[int, ...]:
 def settle_memory(num_threads: int) -> None:
     """Once everything is built: torch's threads, and nothing that lives on for the garbage collector to visit."""
     torch.set_num_threads(num_threads)
-    gc.collect()
-    gc.freeze()
+    settle()
 
 
 def same_tokens(runs: Sequence[Sequence[int]]) -> bool:

@@ -191,5 +191,8 @@ def _serve(
         threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
     else:
         announce(f"{name} is ready: {', '.join(server.targets)}")
+    from braid_services.settling import settle
+
+    settle()
     with server, lease:
         over.wait()

@@ -61,7 +61,8 @@ class FusionConfig:
     """Where the fusion modules run (``embedded`` in the orchestrator, or as a ``service``) and their weights:
     a folder of versions (None: untrained) and the version to start with (None: the newest). ``imports`` are
     modules that register strategies of one's own. ``frames`` is the format of states on the wire to the service,
-    see `braid_rpc.frames`; None: as they are."""
+    see `braid_rpc.frames`; None: as they are. ``threads`` are torch's where the modules run, and in an orchestrator
+    on plain processes (0: its own choice)."""
 
     placement: Literal["embedded", "service"] = "service"
     weights: str | None = None

@@ -27,6 +27,7 @@ from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 from braid_orchestrator.serving.signals import STOP_SIGNALS, ended_by_signals
 from braid_orchestrator.state.opening import open_store
 from braid_rpc.errors import ConflictError
+from braid_services.settling import settle
 
 _log = logging.getLogger(__name__)
 
@@ -85,10 +86,15 @@ def serve_plain(
     Raises: UnavailableError for a part that does not answer in time, ConflictError for a port that is taken,
     ConfigError, UnknownModelError and all else that ends a start.
     """
+    import torch
+
     from braid_orchestrator.assembly import assemble_remote
 
     keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
     allow_many_files()
+    if config.fusion.threads:
+        # Readout and embedded modules run in this process: by default on all cores, which the shards need.
+        torch.set_num_threads(config.fusion.threads)
     with (
         ended_by_signals(),
         _listen(endpoints) as http_socket,
@@ -109,6 +115,7 @@ def serve_plain(
             places.wait(give_up_s, supervisor.check_alive)
             shared = None if config.state.store == "memory" else store
             service = assemble_remote(config, places.shards(), places.fusion(), shared)
+            settle()
             try:
                 asyncio.run(_run(MeteredService(service), http_socket, endpoints, keys, on_ready))
             finally:
