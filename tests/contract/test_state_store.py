@@ -94,6 +94,12 @@ def test_a_swap_can_expect_nothing(store: StateStore) -> None:
     assert store.items("table") == {"key": b"1"}
 
 
+def test_a_log_that_is_begun_has_no_other_entry(store: StateStore) -> None:
+    store.append({"a": b"1", "b": b"x"}, LONG_S)
+    store.append({"a": b"2", "b": b"y"}, LONG_S, begun=["a"])
+    assert (store.read_log("a"), store.read_log("b")) == ([b"2"], [b"x", b"y"])
+
+
 def test_a_log_keeps_its_order_and_ends(store: StateStore) -> None:
     store.append({"a": b"1", "b": b"x"}, LONG_S)
     store.append({"a": b"2"}, LONG_S)

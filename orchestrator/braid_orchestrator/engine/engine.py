@@ -83,7 +83,7 @@ class Engine:
         self._limits = limits
         self._intake = Intake(plan, [shard.card for shard in shards], lanes, limits)
         row_bytes = 4 * max(shard.vocab_size + shard.width for shard in plan.shards)
-        self._scheduler = Scheduler(limits, max(1, (max_message_bytes - _ENVELOPE_BYTES) // row_bytes))
+        self._scheduler = Scheduler(limits, max(2, (max_message_bytes - _ENVELOPE_BYTES) // row_bytes))
         lockstep = LockStep(shards, fusion, plan, lanes)
         self._rounds = Rounds(
             self._scheduler,

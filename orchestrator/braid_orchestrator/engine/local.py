@@ -137,10 +137,6 @@ class LocalFusion:
         with torch.inference_mode():
             return self._open_stream.read_out(step_id, session_ids, hidden, features)
 
-    def crop(self, session_id: str, length: int) -> None:
-        """See `ports.Fusion`."""
-        self._open_stream.crop(session_id, length)
-
     def close(self, session_ids: Sequence[str]) -> None:
         """See `ports.Fusion`."""
         self._open_stream.close(session_ids)

@@ -119,9 +119,6 @@ class Fusion(Protocol):
     ) -> Tensor:
         """Mixing weights per row: (R, S) log-probabilities from the heads' inputs (R, D_s) and features (R, S, N)."""
 
-    def crop(self, session_id: str, length: int) -> None:
-        """Forget cached positions from ``length`` on."""
-
     def close(self, session_ids: Sequence[str]) -> None:
         """Free the sessions' state. Unknown ids are passed over."""
 

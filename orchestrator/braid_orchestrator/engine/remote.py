@@ -269,10 +269,6 @@ class RemoteFusion:
         shape = (len(session_ids), len(hidden))
         return decode_torch(reply.weights.log_weights, dtypes=["float32"], shape=shape, what="log_weights")
 
-    def crop(self, session_id: str, length: int) -> None:
-        """See `ports.Fusion`."""
-        self._call(fusion_pb2.FusionRequest(crop=fusion_pb2.CropFusion(session_id=session_id, length=length)))
-
     def close(self, session_ids: Sequence[str]) -> None:
         """See `ports.Fusion`."""
         self._call(fusion_pb2.FusionRequest(close=fusion_pb2.CloseFusionSessions(session_ids=session_ids)))

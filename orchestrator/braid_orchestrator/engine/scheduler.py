@@ -19,7 +19,7 @@ class Scheduler:
     """The waiting and the running. Not thread-safe."""
 
     def __init__(self, limits: LimitsConfig, max_logit_rows: int) -> None:
-        """``max_logit_rows`` of one step fit into a message."""
+        """``max_logit_rows`` of one step, at least two, fit into a message."""
         self._limits = limits
         self._max_logit_rows = max_logit_rows
         self._waiting: deque[Sequence] = deque()
@@ -84,15 +84,17 @@ class Scheduler:
         works: list[Work] = []
         for sequence in sorted(self._running, key=lambda s: s.num_pending > 1):
             most = min(sequence.num_pending, budget, self._limits.prefill_chunk)
+            # Shards with other tokenizers give one more: their last row, for steps in which they have none.
+            kept = 0 if sequence.woven is None else 1
             if isinstance(sequence, ScoredSequence):
-                most = min(most, sequence.max_rows, logit_budget)
+                most = min(most, sequence.max_rows, logit_budget - kept)
             if most <= 0:
                 continue
             most, largest = sequence.fitting_rows(most, budget)
             rows = sequence.wanted_rows(most)
-            if len(rows) > logit_budget:
+            if len(rows) + kept > logit_budget:
                 continue
             works.append(Work(sequence, most, rows))
             budget -= largest
-            logit_budget -= len(rows)
+            logit_budget -= len(rows) + kept
         return works

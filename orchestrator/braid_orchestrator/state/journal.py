@@ -46,8 +46,7 @@ class Journals:
     def write(self, owner: str, journals: Mapping[str, tuple[GenerateRequest, int, Sequence[Event]]]) -> None:
         """Add events, from a number on, to the journals of these requests; those from 0 on begin a new journal."""
         begun = [request_id for request_id, (_, first, _) in journals.items() if first == 0]
-        self._store.remove_logs(begun)
-        self._store.append({key: pack(_chunk(*value)) for key, value in journals.items()}, _EXPIRY_S)
+        self._store.append({key: pack(_chunk(*value)) for key, value in journals.items()}, _EXPIRY_S, begun)
         for request_id in begun:
             self._store.put(_OWNERS, request_id, owner.encode(), _EXPIRY_S)
 

@@ -28,8 +28,15 @@ class _Record:
         self.request = request
         self.events: list[Event] = []
         self.num_written = 0
-        self.is_written = False
+        self.is_begun = False  # its journal is there and holds what was written
+        self.is_written = False  # something of it is in the store
         self.has_ended = False
+        self.carried_on = False
+
+    @property
+    def is_fresh(self) -> bool:
+        """There is something to write."""
+        return not self.has_ended and (not self.is_begun or len(self.events) > self.num_written)
 
 
 class JournalWriter:
@@ -64,8 +71,13 @@ class JournalWriter:
         except BraidError as error:
             _log.warning("journals are lost: %s", error)
 
-    def begin(self, request: GenerateRequest, sink: Callable[[Item], None]) -> Callable[[Item], None]:
+    def begin(
+        self, request: GenerateRequest, sink: Callable[[Item], None], *, carried_on: bool = False
+    ) -> Callable[[Item], None]:
         """Keep the journal of a request, whose id and seed are set: returns the sink to give to the engine.
+
+        Args:
+            carried_on: there is a journal of it, which stands until the request has come as far here.
 
         Raises: ConflictError if a request of that id runs already.
         """
@@ -76,7 +88,8 @@ class JournalWriter:
                 raise ConflictError(
                     f"request_id: {request.request_id!r} is already running, expected one that is not"
                 )
-            record.is_written = known is not None and known.is_written
+            record.is_written = carried_on or (known is not None and known.is_written)
+            record.is_begun = record.carried_on = carried_on
             self._records[request.request_id] = record
         self._wake.set()
 
@@ -109,7 +122,7 @@ class JournalWriter:
         fresh = {
             key: (record, record.num_written, record.events[record.num_written :])
             for key, record in records.items()
-            if not record.has_ended and (not record.num_written or len(record.events) > record.num_written)
+            if record.is_fresh
         }
         try:
             if fresh:
@@ -121,10 +134,11 @@ class JournalWriter:
                 self._journals.remove(gone)
         except BraidError:
             for record in records.values():
-                record.num_written = 0
+                record.num_written, record.is_begun = 0, record.carried_on and not record.events
             raise
         for record, first, new in fresh.values():
-            record.is_written, record.num_written = True, first + len(new)
+            record.is_begun = record.is_written = True
+            record.num_written = first + len(new)
         with self._lock:
             for key, record in ended.items():
                 if self._records.get(key) is record:

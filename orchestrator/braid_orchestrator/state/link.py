@@ -114,7 +114,7 @@ class StateLink:
     def resume(self, engine: Runs, journal: Journal, sink: Sink) -> str:
         """The same for a request that was taken over. One that the engine refuses may be taken over again."""
         request = journal.request
-        note = self._writer.begin(request, sink)
+        note = self._writer.begin(request, sink, carried_on=True)
         try:
             return engine.resume(request, journal.events, note)
         except BaseException:

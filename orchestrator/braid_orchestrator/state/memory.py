@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from braid_orchestrator.state.store import Count, Subscription
@@ -68,12 +68,14 @@ class MemoryStore:
             for key in keys:
                 self._tables[table].pop(key, None)
 
-    def append(self, entries: Mapping[str, bytes], expiry_s: float) -> None:
+    def append(self, entries: Mapping[str, bytes], expiry_s: float, begun: Container[str] = ()) -> None:
         """See `StateStore`."""
         with self._lock:
             now = self._clock()
             self._logs = {key: log for key, log in self._logs.items() if log.expires_s > now}
             for key, value in entries.items():
+                if key in begun:
+                    self._logs.pop(key, None)
                 log = self._logs.setdefault(key, _Log([], 0.0))
                 log.entries.append(value)
                 log.expires_s = now + expiry_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,12 +134,14 @@ class RedisStore:
                 pipeline.srem(self._index(table), *names)
                 pipeline.execute()
 
-    def append(self, entries: Mapping[str, bytes], expiry_s: float) -> None:
+    def append(self, entries: Mapping[str, bytes], expiry_s: float, begun: Container[str] = ()) -> None:
         """See `StateStore`."""
         if not entries:
             return
         with self._answering(), self._redis.pipeline(transaction=True) as pipeline:
             for key, value in entries.items():
+                if key in begun:
+                    pipeline.delete(self._log(key))
                 pipeline.rpush(self._log(key), value)
                 pipeline.pexpire(self._log(key), _milliseconds(expiry_s))
             pipeline.execute()

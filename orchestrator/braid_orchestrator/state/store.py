@@ -7,7 +7,7 @@ something else than we wrote lies there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,8 +51,9 @@ class StateStore(Protocol):
     def remove(self, table: str, keys: Iterable[str]) -> None:
         """Forget values. Unknown keys are passed over."""
 
-    def append(self, entries: Mapping[str, bytes], expiry_s: float) -> None:
-        """Add one entry to each of these logs, all in one round trip; a log ends ``expiry_s`` after its last."""
+    def append(self, entries: Mapping[str, bytes], expiry_s: float, begun: Container[str] = ()) -> None:
+        """Add one entry to each of these logs, all or none of it; a log ends ``expiry_s`` after its last. Those that
+        are ``begun`` have no other entry afterwards."""
 
     def read_log(self, key: str) -> list[bytes]:
         """A log's entries in their order; none if there is no such log."""
