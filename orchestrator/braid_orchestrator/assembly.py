@@ -12,7 +12,8 @@ from braid_orchestrator.engine.engine import Engine
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
 from braid_orchestrator.engine.ports import Fusion, Shard
-from braid_orchestrator.engine.remote import RemoteFusion, RemoteShard
+from braid_orchestrator.engine.remote_fusion import RemoteFusion
+from braid_orchestrator.engine.remote_shard import RemoteShard
 from braid_orchestrator.engine.replicas import ReplicatedShard
 from braid_orchestrator.serving.rate_limit import RateLimiter
 from braid_orchestrator.serving.service import BraidService

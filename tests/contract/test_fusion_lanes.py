@@ -25,7 +25,7 @@ from braid_fusion.strategies.base import Fused
 from braid_fusion.weights import save_stack
 from braid_orchestrator.engine.local import LocalFusion
 from braid_orchestrator.engine.ports import Fusion
-from braid_orchestrator.engine.remote import RemoteFusion
+from braid_orchestrator.engine.remote_fusion import RemoteFusion
 from braid_rpc.errors import BraidError, InvalidRequestError
 from braid_rpc.steps import Lane, Segment
 from braid_services.fusion.backend import FusionBackend
