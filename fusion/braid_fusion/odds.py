@@ -56,17 +56,17 @@ def measure(logits_RV: Tensor) -> Odds:
         totals.append(block_RV.sum(-1, keepdim=True))
         entropies.append(torch.linalg.vecdot(block_RV, distance_RV))
         squares.append(torch.linalg.vecdot(block_RV, block_RV))
-    total_R1 = torch.cat(totals)
+    total_R1 = _joined(totals)
     total_R, log_total_R = total_R1[:, 0], total_R1[:, 0].log()
     features_RN = torch.stack(
         (
-            log_total_R - torch.cat(entropies) / total_R,  # entropy
+            log_total_R - _joined(entropies) / total_R,  # entropy
             log_total_R,  # of the most probable token, whose odds are one
-            2 * log_total_R - torch.cat(squares).log(),  # collision
+            2 * log_total_R - _joined(squares).log(),  # collision
         ),
         dim=-1,
     ) / math.log(max(2, vocabulary))
-    return Odds(logits_RV, odds_RV, total_R1, torch.cat(highest) + log_total_R[:, None], features_RN)
+    return Odds(logits_RV, odds_RV, total_R1, _joined(highest) + log_total_R[:, None], features_RN)
 
 
 def mix(shards: Sequence[Odds], log_weights_RS: Tensor) -> Tensor:
@@ -95,6 +95,10 @@ def mix(shards: Sequence[Odds], log_weights_RS: Tensor) -> Tensor:
             return mix_logits([shard.logits_RV for shard in shards], log_weights_RS).add_(scale_R1)
         block_RV.log_().add_(scale_R1[block])
     return mixed_RV
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:

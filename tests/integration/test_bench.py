@@ -53,7 +53,8 @@ def test_throughput_asks_a_whole_service_and_leaves_nothing_running() -> None:
     rates, first = value["raw"]["tokens_per_s"], value["raw"]["first_token_s"]
     assert {"left, static batch", "service, 1 session", "service, 4 sessions"} <= rates.keys()
     assert all(runs[0] > 0 for runs in (*rates.values(), *first.values()))
-    assert [target["relation"] for target in value["targets"]] == [">=", "<="]
+    assert [target["relation"] for target in value["targets"]] == [">=", "<=", "<="]
+    assert len(first) == 4
     assert value["raw"]["service_cpu_s"] > 0
 
 

@@ -34,17 +34,17 @@ from braid_rpc.errors import BraidError
 MS = 1e3
 LIMIT_OF_ALONE = 0.8
 LIMIT_TIMES_IDLE = 3.0
-_IDLE, _BUSY = "first token, idle", "first token, busy"
 
 
 @dataclass(frozen=True, slots=True)
 class ThroughputOptions:
     """What is run. ``rounds`` count after one that warms up; ``tokens`` are decoded per session and round, and
-    ``probes`` requests are made of which only the first token counts."""
+    ``probes`` requests of each length in ``new_prompts`` are made of which only the first token counts."""
 
     sessions: tuple[int, ...] = (1, 4, 16, 32)
-    tokens: int = 24
+    tokens: int = 16
     prompt_tokens: int = 32
+    new_prompts: tuple[int, ...] = (32, 128)
     probes: int = 3
     rounds: int = 3
     strategy: str = "mlp"
@@ -57,7 +57,14 @@ class ThroughputOptions:
     def quick(cls) -> ThroughputOptions:
         """Small models and few rounds: shows that everything works, not how fast."""
         return cls(
-            sessions=(1, 4), tokens=12, prompt_tokens=8, probes=1, rounds=1, fusion_width=32, size=QUICK
+            sessions=(1, 4),
+            tokens=12,
+            prompt_tokens=8,
+            new_prompts=(8, 32),
+            probes=1,
+            rounds=1,
+            fusion_width=32,
+            size=QUICK,
         )
 
 
@@ -130,10 +137,16 @@ def _sides(
         sides[_label(sessions)] = partial(
             _serve_at_once, client, _prompts(options, sessions), options.tokens + 1
         )
-    *others, new = _prompts(options, most)
-    sides[_IDLE] = partial(_first_token, client, [], new, options)
-    sides[_BUSY] = partial(_first_token, client, others, new, options)
+    others = _prompts(options, most - 1)
+    for length in options.new_prompts:
+        new = make_prompt(length, options.size.vocab_size)
+        sides[_first(length, 0)] = partial(_first_token, client, [], new, options)
+        sides[_first(length, most - 1)] = partial(_first_token, client, others, new, options)
     return sides
+
+
+def _first(length: int, others: int) -> str:
+    return f"first token after {length}, {others} others"
 
 
 def _label(sessions: int) -> str:
@@ -207,14 +220,22 @@ def _report(
 ) -> Report:
     alone = [f"{name}, static batch" for name in NAMES]
     slower = min(alone, key=lambda side: median(results[side]))
-    rates = {side: values for side, values in results.items() if side not in (_IDLE, _BUSY)}
     most = max(options.sessions)
+    pairs = {
+        length: (results[_first(length, 0)], results[_first(length, most - 1)])
+        for length in options.new_prompts
+    }
+    first = {side for length in pairs for side in (_first(length, 0), _first(length, most - 1))}
+    rates = {side: values for side, values in results.items() if side not in first}
     of_alone = median_ratio(results[_label(most)], results[slower])
-    times_idle = median_ratio(results[_BUSY], results[_IDLE])
     return Report(
         benchmark="throughput",
         settings={
-            **{name: value for name, value in asdict(options).items() if name not in ("size", "sessions")},
+            **{
+                name: value
+                for name, value in asdict(options).items()
+                if name not in ("size", "sessions", "new_prompts")
+            },
             "layers": options.size.num_layers,
             "width": options.size.width,
             "vocabulary": options.size.vocab_size,
@@ -240,25 +261,42 @@ def _report(
                 "it on the same cores.",
             ),
             Table(
-                f"Time to the first token of a new request with {options.prompt_tokens} tokens",
-                ("the service", "ms", "± quartiles, %"),
+                "Time to the first token of a new request",
                 (
-                    ("is idle", median(results[_IDLE]) * MS, spread(results[_IDLE]) * 100),
+                    "tokens of its prompt",
+                    "idle, ms",
+                    "± quartiles, %",
+                    f"beside {most - 1} that decode, ms",
+                    "± quartiles, %",
+                    "× idle",
+                ),
+                tuple(
                     (
-                        f"decodes {most - 1} other sessions",
-                        median(results[_BUSY]) * MS,
-                        spread(results[_BUSY]) * 100,
-                    ),
+                        length,
+                        median(idle) * MS,
+                        spread(idle) * 100,
+                        median(busy) * MS,
+                        spread(busy) * 100,
+                        median_ratio(busy, idle),
+                    )
+                    for length, (idle, busy) in pairs.items()
                 ),
             ),
         ),
         targets=(
             Target(f"{most} sessions: × {slower}", of_alone, LIMIT_OF_ALONE, ">="),
-            Target("first token: × that of an idle service", times_idle, LIMIT_TIMES_IDLE),
+            *(
+                Target(
+                    f"first token after {length} tokens: × that of an idle service",
+                    median_ratio(busy, idle),
+                    LIMIT_TIMES_IDLE,
+                )
+                for length, (idle, busy) in pairs.items()
+            ),
         ),
         raw={
             "tokens_per_s": rates,
-            "first_token_s": {key: results[key] for key in (_IDLE, _BUSY)},
+            "first_token_s": {side: results[side] for side in results if side in first},
             **surroundings,
         },
     )

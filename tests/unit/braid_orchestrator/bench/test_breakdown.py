@@ -67,11 +67,23 @@ def test_the_rows_and_the_rest_make_up_the_token() -> None:
         "span 2 (logits)",
         "readout",
         "rest: sampling, text, scheduling",
+        "slow ones, above the medians",
         "token",
     ]
     assert walls["token"] == pytest.approx(50.0)
     assert sum(float(wall) for wall in walls.values()) == pytest.approx(100.0)  # type: ignore[arg-type]
     assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_stall_is_no_part_of_the_rest() -> None:
+    stalled = {row[0]: row[1] for row in span_table("title", [recorded(stall_s=0.3)], [0.250]).rows}
+    smooth = {row[0]: row[1] for row in span_table("title", [recorded()], [0.050]).rows}
+    rest, slow = "rest: sampling, text, scheduling", "slow ones, above the medians"
+    assert stalled[rest] == pytest.approx(smooth[rest])
+    assert (smooth[slow], stalled[slow]) == (
+        pytest.approx(0.0),
+        pytest.approx(200.0),
+    )  # two spans, one of three
 
 
 def test_a_recording_becomes_plain_values() -> None:
