@@ -156,7 +156,6 @@ def _quick(full: DemoRecipe) -> DemoRecipe:
             replace(
                 specialist,
                 width=32 * (1 + (i == 0)),
-                num_layers=4 - i,
                 num_heads=2,
                 mlp_width=64,
                 num_steps=60,
