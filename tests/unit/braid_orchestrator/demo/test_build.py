@@ -89,7 +89,7 @@ def test_both_specialists_know_their_own_text_better(built: DemoBuild) -> None:
 def test_the_braid_can_be_used_as_built(built: DemoBuild, folder: Path) -> None:
     with BraidedLLM.from_config(config(folder)) as braided:
         braided.load_fusion_layers(folder / "fusion" / "v1")
-        assert [braided.models[0].num_layers, braided.models[1].num_layers] == [4, 3]
+        assert [braided.models[0].num_layers, braided.models[1].num_layers] == [4, 5]
         completion = braided.complete("def main(", 8, ignore_eos=True)
         assert len(completion.tokens) == 8
         assert set(completion.weights) == {"code", "prose"}
