@@ -206,7 +206,7 @@ def test_a_shard_alone_reads_and_writes_by_its_own_tokenizer(
 def test_a_full_cache_in_the_middle_changes_nothing(
     config: BraidConfig, client: Client, tmp_path: Path
 ) -> None:
-    tight = three_backends(cache_bytes=180 * 2**10)
+    tight = three_backends(cache_bytes=130 * 2**10)
     prompts = [(f"{PROMPT} {i}", i) for i in range(3)]
     alone = [client.generate(p, max_tokens=40, seed=i, ignore_eos=True) for p, i in prompts]
     with running(config, tight, "in process", tmp_path) as other:
