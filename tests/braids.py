@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from models import tiny_backend
@@ -17,6 +18,7 @@ from braid_fusion.mixing import logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import assemble_local, assemble_remote, resolve_plan
+from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import (
     BraidConfig,
     FusionConfig,
@@ -210,3 +212,13 @@ def oracle_log_probs(
 
 def _layers(plan: BraidPlan, point: int) -> tuple[int, ...]:
     return plan.points[point].layers
+
+
+async def local_tokens(config: BraidConfig | Path, prompt: str, sampling: Mapping[str, Any]) -> list[int]:
+    """What a braid, or the one that a file describes, gives in this one process."""
+    local = assemble_local(load_braid_config(config) if isinstance(config, Path) else config)
+    try:
+        request = GenerateRequest(prompt, SamplingOptions(**sampling))
+        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
+    finally:
+        local.stop()

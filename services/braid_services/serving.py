@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -23,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, check_target, server_options, unix_path
 from braid_rpc.errors import BraidError, ConflictError, InvalidRequestError
 from braid_rpc.status import error_to_status
+from braid_rpc.unexpected import unexpected_error
 from braid_rpc.v1 import (
     braid_pb2,
     braid_pb2_grpc,
@@ -219,9 +219,7 @@ def _fail(error: Exception, context: grpc.ServicerContext, method: str) -> NoRet
     if isinstance(error, grpc.RpcError) or context.code() is not None:
         raise error
     if not isinstance(error, BraidError):
-        number = uuid.uuid4().hex[:8]
-        logger.error("unexpected error %s in %s", number, method, exc_info=error)
-        error = BraidError(f"{method}: unexpected error, number {number} in the server's log")
+        error = unexpected_error(error, logger, method)
     code, details, metadata = error_to_status(error)
     context.set_trailing_metadata(metadata)
     context.abort(code, details)

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from braids import local_tokens
 from containers import Compose, save_demo, why_no_engine
 from docblocks import REPOSITORY, code_blocks
 from programs import eventually, free_port
 
-from braid_orchestrator.assembly import assemble_local
 from braid_orchestrator.config.values import BraidConfig
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_rpc import BraidClient
 
 PROMPT = "the inner thread"
@@ -121,17 +120,8 @@ def braid(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     assert compose.run("ps", "--all", "--quiet") == ""
 
 
-async def local_tokens(config: BraidConfig) -> list[int]:
-    local = assemble_local(config)
-    try:
-        request = GenerateRequest(PROMPT, SamplingOptions(**SAMPLED))
-        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
-    finally:
-        local.stop()
-
-
 def test_containers_give_the_same_tokens_as_one_process_by_http_and_grpc(braid: Braid) -> None:
-    expected = asyncio.run(local_tokens(braid.config))
+    expected = asyncio.run(local_tokens(braid.config, PROMPT, SAMPLED))
     assert braid.tokens() == expected
     with BraidClient(braid.grpc_target) as client:
         assert [token.token_id for token in client.generate(PROMPT, **SAMPLED).tokens] == expected

@@ -11,12 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from braids import local_tokens
 from programs import Program, eventually, free_port, tiny_braid_settings, write_serve_file
 from redis_server import RedisServer
 
-from braid_orchestrator.assembly import assemble_local
-from braid_orchestrator.config.schema import load_braid_config
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_orchestrator.state.redis_store import RedisStore
 from braid_orchestrator.state.registry import Registry
 
@@ -28,15 +26,6 @@ PROMPTS = ("the inner thread", "another", "a third", "and four")
 SAMPLED = {"max_tokens": 24, "temperature": 0.9, "seed": 11, "ignore_eos": True}
 
 
-async def local_tokens(config: Path, prompt: str) -> list[int]:
-    local = assemble_local(load_braid_config(config))
-    try:
-        request = GenerateRequest(prompt, SamplingOptions(**SAMPLED))
-        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
-    finally:
-        local.stop()
-
-
 def test_two_replicas_give_the_same_tokens(tmp_path: Path, redis_server: RedisServer) -> None:
     settings = tiny_braid_settings(tmp_path)
     settings["state"] = {"store": "redis", "url": redis_server.url}
@@ -45,7 +34,7 @@ def test_two_replicas_give_the_same_tokens(tmp_path: Path, redis_server: RedisSe
     document = yaml.safe_load(config.read_text())
     document["applications"][0]["deployments"][0]["num_replicas"] = 2
     config.write_text(yaml.safe_dump(document))
-    expected = [asyncio.run(local_tokens(config, prompt)) for prompt in PROMPTS]
+    expected = [asyncio.run(local_tokens(config, prompt, SAMPLED)) for prompt in PROMPTS]
     serve = str(Path(sys.executable).with_name("serve"))
     environment = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     program = Program([serve, "run", str(config)], tmp_path / "log", **environment)

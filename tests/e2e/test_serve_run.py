@@ -13,11 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from braids import local_tokens
 from programs import Program, eventually, free_port, tiny_braid_settings, write_serve_file
 
-from braid_orchestrator.assembly import assemble_local
-from braid_orchestrator.config.schema import load_braid_config
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_rpc import BraidClient
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnknownModelError
 
@@ -74,19 +72,10 @@ def grpc_client(service: Service) -> Iterator[BraidClient]:
         yield client
 
 
-async def local_tokens(config: Path) -> list[int]:
-    local = assemble_local(load_braid_config(config))
-    try:
-        request = GenerateRequest(PROMPT, SamplingOptions(**SAMPLED))
-        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
-    finally:
-        local.stop()
-
-
 def test_ray_gives_the_same_tokens_as_one_process(
     service: Service, http: httpx.Client, grpc_client: BraidClient
 ) -> None:
-    expected = asyncio.run(local_tokens(service.config))
+    expected = asyncio.run(local_tokens(service.config, PROMPT, SAMPLED))
     answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
     assert [token["id"] for token in answer["tokens"]] == expected
     assert [token.token_id for token in grpc_client.generate(PROMPT, **SAMPLED).tokens] == expected

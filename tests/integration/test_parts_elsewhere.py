@@ -14,14 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from braids import local_tokens
 from programs import Program, eventually, tiny_braid_settings, write_serve_file
 from redis_server import RedisServer
 from typer.testing import CliRunner
 
-from braid_orchestrator.assembly import assemble_local
 from braid_orchestrator.cli.main import app
 from braid_orchestrator.config.schema import load_braid_config
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_orchestrator.state.redis_store import RedisStore
 from braid_orchestrator.state.registry import Registry
 from braid_services.fusion.main import serve_fusion
@@ -40,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(config: Path) -> list[int]:
-    return asyncio.run(_local_tokens(config))
+    return asyncio.run(local_tokens(config, PROMPT, SAMPLED))
 
 
 @pytest.fixture
@@ -57,15 +56,6 @@ def addresses(config: Path, expected: list[int]) -> Iterator[list[str]]:
             stack.callback(folder.with_suffix(".away").rename, folder)
             folder.rename(folder.with_suffix(".away"))
         yield [*options, "--fusion", server.targets[0]]
-
-
-async def _local_tokens(config: Path) -> list[int]:
-    local = assemble_local(load_braid_config(config))
-    try:
-        request = GenerateRequest(PROMPT, SamplingOptions(**SAMPLED))
-        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
-    finally:
-        local.stop()
 
 
 def test_an_orchestrator_alone_gives_the_same_tokens(

@@ -15,13 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from braids import local_tokens
 from programs import Program, eventually, tiny_braid_settings, write_serve_file
 from typer.testing import CliRunner
 
-from braid_orchestrator.assembly import assemble_local
 from braid_orchestrator.cli.main import app
-from braid_orchestrator.config.schema import load_braid_config
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_rpc import BraidClient
 from braid_rpc.errors import ContextLengthError, UnknownModelError
 
@@ -81,17 +79,8 @@ def http_tokens(http: httpx.Client, **options: object) -> list[int]:
     return [token["id"] for token in answer.json()["tokens"]]
 
 
-async def local_tokens(config: Path) -> list[int]:
-    local = assemble_local(load_braid_config(config))
-    try:
-        request = GenerateRequest(PROMPT, SamplingOptions(**SAMPLED))
-        return [event.token_id async for event in local.generate(request) if isinstance(event, TokenEvent)]
-    finally:
-        local.stop()
-
-
 def test_http_grpc_and_in_process_give_the_same_tokens(service: Service, http: httpx.Client) -> None:
-    expected = asyncio.run(local_tokens(service.config))
+    expected = asyncio.run(local_tokens(service.config, PROMPT, SAMPLED))
     assert len(expected) == SAMPLED["max_tokens"]
     assert http_tokens(http) == expected
     with BraidClient(service.grpc_target) as client:

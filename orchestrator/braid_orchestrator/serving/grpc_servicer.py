@@ -7,7 +7,6 @@ kind of server carries an error to the client (status, details, and the class in
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -30,6 +29,7 @@ from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, server_options
 from braid_rpc.errors import AuthenticationError, BraidError, UnavailableError
 from braid_rpc.status import error_to_status
+from braid_rpc.unexpected import unexpected_error
 from braid_rpc.v1 import braid_pb2, braid_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -104,11 +104,7 @@ def _address(context: CallContext) -> str:
 
 def as_braid_error(error: Exception, method: str) -> BraidError:
     """What a client is told. Of an unexpected failure it gets a number; the log has the rest under it."""
-    if isinstance(error, BraidError):
-        return error
-    number = uuid.uuid4().hex[:8]
-    _log.error("unexpected error %s in %s", number, method, exc_info=error)
-    return BraidError(f"{method}: unexpected error, number {number} in the server's log")
+    return error if isinstance(error, BraidError) else unexpected_error(error, _log, method)
 
 
 class BraidServicer(braid_pb2_grpc.BraidServicer):  # type: ignore[misc]

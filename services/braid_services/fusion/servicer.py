@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from braid_rpc.frames import FRAME_FORMATS
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import Lane, Segment
 from braid_rpc.tensor import DTYPE_NAMES, FLOAT_DTYPES
+from braid_rpc.unexpected import unexpected_error
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 from braid_services.frames import decode_frame, put_frame
 from braid_services.fusion.backend import FusionBackend, FusionStream
@@ -147,10 +147,8 @@ class _Call:
         except BraidError as error:
             logger.info("refused: %s", error, extra=_where(request))
             reply.error.CopyFrom(error_to_proto(error))
-        except Exception:
-            number = uuid.uuid4().hex[:8]
-            logger.exception("unexpected error %s in a fusion stream", number, extra=_where(request))
-            unexpected = BraidError(f"unexpected error, number {number} in the fusion service's log")
+        except Exception as error:  # noqa: BLE001 - answered; the stream goes on
+            unexpected = unexpected_error(error, logger, "fusion stream", _where(request))
             reply.error.CopyFrom(error_to_proto(unexpected))
         reply.timings.compute_us = round(compute_s * 1e6)
         reply.timings.serialize_us = max(0, round((time.perf_counter() - started - compute_s) * 1e6))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from braid_rpc.frames import frame_code
 from braid_rpc.status import error_to_proto
 from braid_rpc.steps import OpenSession, Segment, SpanStep
 from braid_rpc.tensor import DTYPE_NAMES
+from braid_rpc.unexpected import unexpected_error
 from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
 from braid_services.frames import decode_frame, put_frame
 from braid_services.shard.backend import ShardBackend
@@ -78,10 +78,8 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         except BraidError as error:
             logger.info("refused: %s", error, extra=self._where(request))
             return shard_pb2.ShardReply(id=request.id, error=error_to_proto(error))
-        except Exception:
-            number = uuid.uuid4().hex[:8]
-            logger.exception("unexpected error %s in a shard stream", number, extra=self._where(request))
-            unexpected = BraidError(f"unexpected error, number {number} in the shard's log")
+        except Exception as error:  # noqa: BLE001 - answered; the stream goes on
+            unexpected = unexpected_error(error, logger, "shard stream", self._where(request))
             return shard_pb2.ShardReply(id=request.id, error=error_to_proto(unexpected))
 
     def _where(self, request: shard_pb2.ShardRequest) -> dict[str, Any]:
