@@ -9,6 +9,17 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CoherenceGateConfig": "resonance.config",
+    "FusionConfig": "resonance.config",
+    "GraftConfigError": "errors",
+    "GraftOutput": "resonance.layer",
+    "KuramotoConfig": "resonance.config",
+    "PRSCConfig": "resonance.config",
+    "PrimeConfig": "resonance.config",
+    "QuaternionConfig": "resonance.config",
+    "ResonanceCore": "resonance.core",
+    "ResonanceFusionLayer": "resonance.layer",
+    "SMFConfig": "resonance.config",
     "BraidPlan": "plan",
     "PlanPoint": "plan",
     "PlanReadout": "plan",

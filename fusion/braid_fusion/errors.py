@@ -2,6 +2,7 @@
 
 FusionError
 ├── PlanError             a plan that no modules can be built from; names the point, the option and the value
+├── GraftConfigError      resonance layers that are configured wrongly, or not for this model; names the key
 ├── FusionShapeError      states that are not what the plan and the context say
 ├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
 ├── CorruptWeights        a weight file that is damaged or not what its card says
@@ -19,6 +20,10 @@ class FusionError(Exception):
 
 class PlanError(FusionError):
     """A plan that no modules can be built from."""
+
+
+class GraftConfigError(FusionError):
+    """A configuration of resonance layers that is wrong in itself, or that does not fit the model."""
 
 
 class FusionShapeError(FusionError):

@@ -36,7 +36,7 @@ def fuse_by_lane(
         _Histories(states_TF[shard], shard, alignment, context.caches) for shard in range(len(states_TF))
     ]
     per_receiver: dict[int, Tensor] = {}
-    weights, metrics = [], {}
+    weights, metrics, row_metrics = [], {}, {}
     for lane in sorted({alignment.lane_of[receiver] for receiver in receivers}):
         if not alignment.lanes[lane].num_rows:  # no strategy is asked for the mean of nothing
             nothing_TF = states_TF[0].new_zeros(0, states_TF[0].shape[1])
@@ -52,10 +52,15 @@ def fuse_by_lane(
                 states = fused.states
                 per_receiver[receiver] = states if isinstance(states, Tensor) else states[index]
         metrics.update(fused.metrics)
+        if lane == 0:  # rows of other lanes are no tokens of the anchor
+            row_metrics = fused.row_metrics
         if fused.weights_TS is not None:
             weights.append(fused.weights_TS)
     return Fused(
-        [per_receiver[receiver] for receiver in receivers], torch.cat(weights) if weights else None, metrics
+        [per_receiver[receiver] for receiver in receivers],
+        torch.cat(weights) if weights else None,
+        metrics,
+        row_metrics,
     )
 
 

@@ -30,11 +30,13 @@ class PointOutput:
 
     ``metrics`` are scalar tensors, with gradients where the states have them: ``weight/<shard>`` (share of
     that shard in the fused state), ``router_entropy`` (of these shares, in nats), ``gate/<shard>`` and
-    ``update/<shard>`` (size of the change relative to the receiver's state). Empty unless wanted.
+    ``update/<shard>`` (size of the change relative to the receiver's state). ``row_metrics`` are what the strategy
+    tells row by row, (T,) each, T being the anchor's rows. Both empty unless wanted.
     """
 
     states: list[Tensor | None]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    row_metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FusionPoint(nn.Module):
@@ -106,7 +108,7 @@ class FusionPoint(nn.Module):
             gates.append(gate_T1)
         if not context.want_metrics:
             return PointOutput(injected)
-        return PointOutput(injected, self._metrics(fused, states_TD, injected, gates))
+        return PointOutput(injected, self._metrics(fused, states_TD, injected, gates), fused.row_metrics)
 
     def _enter(self, state_TD: Tensor, project: nn.Module) -> Tensor:
         state_TD = state_TD.to(project.weight.dtype)  # type: ignore[arg-type]
@@ -116,7 +118,7 @@ class FusionPoint(nn.Module):
         return entered_TF
 
     def _without_cross(self, inputs_TF: list[Tensor], context: FusionContext) -> Fused:
-        alone, last = [], Fused(inputs_TF[0])
+        alone, last, row_metrics = [], Fused(inputs_TF[0]), {}
         for index, receiver in enumerate(self.receivers):
             own_TF = inputs_TF[receiver]
             if not own_TF.shape[0]:  # its text lags behind the anchor's
@@ -128,7 +130,9 @@ class FusionPoint(nn.Module):
             lane = 0 if context.alignment is None else context.alignment.lane_of[receiver]
             last = fuse_with(self.strategy, only_own_TF, context.of_lane(lane).part(index))
             alone.append(last.states if isinstance(last.states, Tensor) else last.states[index])
-        return Fused(alone, last.weights_TS, last.metrics)
+            if lane == 0:
+                row_metrics = last.row_metrics
+        return Fused(alone, last.weights_TS, last.metrics, row_metrics)
 
     def _metrics(
         self,

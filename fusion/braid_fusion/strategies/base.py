@@ -19,12 +19,14 @@ class Fused:
     """What a strategy returns: ``states`` is one (T, F) tensor for all receivers, or one per receiver.
 
     ``weights_TS`` says how much of each shard went into each row, where the strategy knows; ``metrics`` is
-    whatever else is worth watching. Both only when the context wants metrics.
+    whatever else is worth watching, and ``row_metrics`` the same row by row, (T,) each, in the graph. All only
+    when the context wants metrics.
     """
 
     states: Tensor | Sequence[Tensor]
     weights_TS: Tensor | None = None  # noqa: N815 - shape letters
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    row_metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FusionStrategy(nn.Module):

@@ -1,0 +1,339 @@
+"""What a resonance layer is made of, validated. Plain frozen values; knows no torch and no model.
+
+The names are those of the grafting document (`000_6acc7a45b61f3d76.txt`, "Configuration Presets" and "Custom Fusion
+Configuration"). A configuration may leave open what depends on the model; `FusionConfig.resolve` fills it in.
+
+Letters: D model width, F fusion width, P primes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from braid_fusion.errors import GraftConfigError
+
+COMPONENTS = ("prime", "quaternion", "kuramoto", "coherence_gate", "prsc", "smf")
+"""All components. Whatever order a configuration names them in, they run in `RUNNING_ORDER`."""
+
+RUNNING_ORDER = ("prime", "prsc", "quaternion", "smf", "kuramoto", "coherence_gate")
+"""The document's order (prime, rotation, oscillators, gate), with composition right after the amplitudes that it
+composes, and the memory behind the attention."""
+
+FUSION_MODES = ("parallel", "sequential", "residual")
+
+_NEEDS = {"prsc": "prime"}
+_MAX_WIDTH, _MAX_PRIMES, _MAX_STEPS, _MAX_LAYERS = 2**16, 4096, 1024, 2**12
+_DEFAULT_WIDTH = 48
+
+
+@dataclass(frozen=True)
+class PrimeConfig:
+    """Amplitudes over the first ``num_primes`` primes, of four parts each or of two."""
+
+    num_primes: int = 25
+    use_quaternion: bool = True
+    learnable_phases: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("prime.num_primes", self.num_primes, 2, _MAX_PRIMES)
+        check_flags(self, "prime", "use_quaternion", "learnable_phases")
+
+
+@dataclass(frozen=True)
+class QuaternionConfig:
+    """Attention with rotated quaternions. ``num_heads`` None: the most of 8, 4, 2, 1 that fit the fusion width."""
+
+    num_heads: int | None = None
+    golden_ratio_heads: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_heads is not None:
+            check_whole("quaternion.num_heads", self.num_heads, 1, _MAX_WIDTH)
+        check_flags(self, "quaternion", "golden_ratio_heads")
+
+
+@dataclass(frozen=True)
+class KuramotoConfig:
+    """``num_oscillators`` per shard and position, coupled all to all within the position for ``num_steps`` steps."""
+
+    num_oscillators: int = 16
+    coupling: float = 1.5
+    num_steps: int = 5
+    use_learned_frequencies: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("kuramoto.num_oscillators", self.num_oscillators, 2, _MAX_WIDTH)
+        check_number("kuramoto.coupling", self.coupling, -100.0, 100.0)
+        check_whole("kuramoto.num_steps", self.num_steps, 1, _MAX_STEPS)
+        check_flags(self, "kuramoto", "use_learned_frequencies")
+
+
+@dataclass(frozen=True)
+class CoherenceGateConfig:
+    """``threshold`` is the coherence, in [0, 1], at which the gate stands at the middle."""
+
+    threshold: float = 0.7
+    soft_gate: bool = True
+
+    def __post_init__(self) -> None:
+        check_number("coherence_gate.threshold", self.threshold, 0.0, 1.0)
+        check_flags(self, "coherence_gate", "soft_gate")
+
+
+@dataclass(frozen=True)
+class PRSCConfig:
+    """Composition of neighbouring positions; it has no options of its own yet."""
+
+
+@dataclass(frozen=True)
+class SMFConfig:
+    """A memory of 16-dimensional keys; it has no options of its own yet."""
+
+
+_PARTS: dict[str, type] = {
+    "prime": PrimeConfig,
+    "quaternion": QuaternionConfig,
+    "kuramoto": KuramotoConfig,
+    "coherence_gate": CoherenceGateConfig,
+    "prsc": PRSCConfig,
+    "smf": SMFConfig,
+}
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Which layers of a model get a resonance layer, and what that is made of.
+
+    Args:
+        hidden_dim: D; None: the model's.
+        fusion_positions: indices of the decoder layers whose output is changed; None: ``num_fusion_layers`` of them,
+            spread over the model (all of them, where it has fewer).
+        fusion_width: F; None: 48, less for a narrow model.
+        fusion_mode: ``parallel``: each component sees the layer's input and their outputs are summed; ``sequential``:
+            each sees what the one before made of it; ``residual``: each adds to a running stream.
+        fusion_alpha: the update's scale; ``learnable_alpha``: whether training may change it.
+        enabled_components: a subset of `COMPONENTS`.
+        seed: of the starting values.
+
+    Lists may stand where tuples are meant.
+    Raises: GraftConfigError, naming the key, what it got and what it expected.
+    """
+
+    hidden_dim: int | None = None
+    num_fusion_layers: int = 4
+    fusion_positions: Sequence[int] | None = None
+    fusion_width: int | None = None
+    fusion_mode: str = "residual"
+    fusion_alpha: float = 1.0
+    learnable_alpha: bool = True
+    enabled_components: Sequence[str] = ("prime", "quaternion", "kuramoto", "coherence_gate")
+    prime: PrimeConfig = field(default_factory=PrimeConfig)
+    quaternion: QuaternionConfig = field(default_factory=QuaternionConfig)
+    kuramoto: KuramotoConfig = field(default_factory=KuramotoConfig)
+    coherence_gate: CoherenceGateConfig = field(default_factory=CoherenceGateConfig)
+    prsc: PRSCConfig = field(default_factory=PRSCConfig)
+    smf: SMFConfig = field(default_factory=SMFConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_dim", "fusion_width"):
+            if getattr(self, key) is not None:
+                check_whole(key, getattr(self, key), 1, _MAX_WIDTH)
+        check_whole("num_fusion_layers", self.num_fusion_layers, 1, _MAX_LAYERS)
+        check_whole("seed", self.seed, -(2**63), 2**63 - 1)
+        check_number("fusion_alpha", self.fusion_alpha, -1000.0, 1000.0)
+        check_flags(self, "", "learnable_alpha")
+        if self.fusion_mode not in FUSION_MODES:
+            raise GraftConfigError(
+                f"fusion_mode: got {self.fusion_mode!r}, expected one of {', '.join(FUSION_MODES)}"
+            )
+        for key, kind in _PARTS.items():
+            if not isinstance(getattr(self, key), kind):
+                raise GraftConfigError(f"{key}: got {getattr(self, key)!r}, expected a {kind.__name__}")
+        object.__setattr__(self, "enabled_components", _checked_components(self.enabled_components))
+        if self.fusion_positions is not None:
+            object.__setattr__(self, "fusion_positions", _checked_positions(self.fusion_positions))
+
+    @classmethod
+    def minimal(cls, **changes: Any) -> FusionConfig:
+        """One layer with a prime projection of two parts: at most 100K parameters at width 768."""
+        return replace(
+            cls(
+                num_fusion_layers=1,
+                enabled_components=("prime",),
+                prime=PrimeConfig(use_quaternion=False),
+            ),
+            **changes,
+        )
+
+    @classmethod
+    def standard(cls, **changes: Any) -> FusionConfig:
+        """Four layers of projection, attention, oscillators and gate: at most 500K parameters at width 768."""
+        return replace(cls(), **changes)
+
+    @classmethod
+    def full(cls, **changes: Any) -> FusionConfig:
+        """Six layers of all components: at most 1M parameters at width 768."""
+        return replace(cls(num_fusion_layers=6, enabled_components=COMPONENTS), **changes)
+
+    @classmethod
+    def for_gpt2(cls, **changes: Any) -> FusionConfig:
+        """The standard layers behind layers 3, 6, 9 and 11, as the document has them, for the 12 layers of GPT-2."""
+        return cls.standard(**{"fusion_positions": (3, 6, 9, 11), **changes})
+
+    @classmethod
+    def for_llama(cls, num_layers: int, **changes: Any) -> FusionConfig:
+        """The standard layers spread over ``num_layers``: 8, 16, 24 and 31 of 32."""
+        check_whole("num_layers", num_layers, 1, _MAX_LAYERS)
+        standard = cls.standard(**changes)
+        return replace(standard, fusion_positions=spread(standard.num_fusion_layers, num_layers))
+
+    def resolve(self, hidden_dim: int, num_layers: int | None = None) -> FusionConfig:
+        """The same with nothing left open, for a model of that width and depth.
+
+        Without ``num_layers`` the positions stay as they are: that is for one layer by itself.
+        Raises: GraftConfigError if this is for another width, or a position is beyond the last layer.
+        """
+        check_whole("hidden_dim", hidden_dim, 1, _MAX_WIDTH)
+        if self.hidden_dim not in (None, hidden_dim):
+            raise GraftConfigError(
+                f"hidden_dim: got {self.hidden_dim}, expected the model's width {hidden_dim}"
+            )
+        width = self.fusion_width or default_width(hidden_dim)
+        positions = self.fusion_positions
+        if num_layers is not None:
+            check_whole("num_layers", num_layers, 1, _MAX_LAYERS)
+            if positions is None:
+                positions = spread(self.num_fusion_layers, num_layers)
+            beyond = [position for position in positions if position >= num_layers]
+            if beyond:
+                raise GraftConfigError(
+                    f"fusion_positions: got {', '.join(map(str, beyond))}, expected indices of the model's layers, "
+                    f"0 to {num_layers - 1}"
+                )
+        heads = self.quaternion.num_heads
+        if "quaternion" in self.enabled_components:
+            heads = check_heads(heads, width)
+        return replace(
+            self,
+            hidden_dim=hidden_dim,
+            fusion_positions=positions,
+            num_fusion_layers=self.num_fusion_layers if positions is None else len(positions),
+            fusion_width=width,
+            quaternion=replace(self.quaternion, num_heads=heads),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        plain = asdict(self)
+        plain["enabled_components"] = list(self.enabled_components)
+        if self.fusion_positions is not None:
+            plain["fusion_positions"] = list(self.fusion_positions)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> FusionConfig:
+        """The configuration that `to_dict` wrote; keys may be left out. Raises: GraftConfigError."""
+        known = _known(cls, "", plain)
+        for key, kind in _PARTS.items():
+            if isinstance(known.get(key), Mapping):
+                known[key] = kind(**_known(kind, f"{key}.", known[key]))
+        return cls(**known)
+
+
+def spread(count: int, num_layers: int) -> tuple[int, ...]:
+    """``count`` of ``num_layers`` indices at equal distances up to the last: 3, 6, 9, 11 of 12 for four. One alone
+    stands in the middle, where the layers behind it can still use it; no more than there are."""
+    if count >= num_layers:
+        return tuple(range(num_layers))
+    if count == 1:
+        return (num_layers // 2,)
+    return tuple(min((i + 1) * num_layers // count, num_layers - 1) for i in range(count))
+
+
+def default_width(hidden_dim: int) -> int:
+    """Half the model's width, in multiples of 8 where it has them, but no more than 48."""
+    half = max(4, hidden_dim // 2)
+    return min(_DEFAULT_WIDTH, half - half % 8 if half >= 8 else 4)
+
+
+def check_heads(num_heads: int | None, width: int) -> int:
+    """How many heads attention has in a fusion width: each takes whole quaternions. Raises: GraftConfigError."""
+    if width % 4:
+        raise GraftConfigError(
+            f"fusion_width: got {width}, expected a multiple of 4: quaternions have four parts"
+        )
+    if num_heads is None:
+        return next(count for count in (8, 4, 2, 1) if width % (4 * count) == 0)
+    if width % (4 * num_heads):
+        raise GraftConfigError(
+            f"quaternion.num_heads: got {num_heads}, expected a divisor of the {width // 4} quaternions that "
+            f"the fusion width {width} holds"
+        )
+    return num_heads
+
+
+def check_whole(what: str, value: object, low: int, high: int) -> None:
+    """Raises: GraftConfigError, naming ``what``, unless it is an int of [low, high]; true and false are none."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise GraftConfigError(f"{what}: got {value!r}, expected a whole number from {low} to {high}")
+
+
+def check_number(what: str, value: object, low: float, high: float) -> None:
+    """Raises: GraftConfigError, naming ``what``, unless it is a number of [low, high]."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise GraftConfigError(f"{what}: got {value!r}, expected a number from {low:g} to {high:g}")
+
+
+def check_flags(config: object, where: str, *keys: str) -> None:
+    """Raises: GraftConfigError unless all these are true or false."""
+    for key in keys:
+        if not isinstance(getattr(config, key), bool):
+            name = f"{where}.{key}" if where else key
+            raise GraftConfigError(f"{name}: got {getattr(config, key)!r}, expected true or false")
+
+
+def _checked_components(given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise GraftConfigError(f"enabled_components: got {given!r}, expected names in a list")
+    for name in given:
+        if name not in COMPONENTS:
+            raise GraftConfigError(
+                f"enabled_components: got {name!r}, expected among {', '.join(COMPONENTS)}"
+            )
+        if given.count(name) > 1:
+            raise GraftConfigError(f"enabled_components: got {name!r} more than once, expected each once")
+        if name in _NEEDS and _NEEDS[name] not in given:
+            raise GraftConfigError(
+                f"enabled_components: got {name!r} without {_NEEDS[name]!r}, expected both: "
+                f"it works on what that one makes"
+            )
+    if not given:
+        raise GraftConfigError(
+            f"enabled_components: got none, expected at least one of {', '.join(COMPONENTS)}"
+        )
+    return tuple(given)
+
+
+def _checked_positions(given: object) -> tuple[int, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise GraftConfigError(f"fusion_positions: got {given!r}, expected layer indices in a list")
+    for position in given:
+        check_whole("fusion_positions", position, 0, _MAX_LAYERS - 1)
+    if len(set(given)) != len(given):
+        raise GraftConfigError(f"fusion_positions: got {list(given)}, expected each index once")
+    return tuple(sorted(given))
+
+
+def _known(kind: type, where: str, plain: object) -> dict[str, Any]:
+    names = [entry.name for entry in fields(kind)]
+    if not isinstance(plain, Mapping):
+        raise GraftConfigError(f"{where or 'configuration'}: got {plain!r}, expected values by name")
+    unknown = [str(key) for key in plain if key not in names]
+    if unknown:
+        raise GraftConfigError(
+            f"{where}{unknown[0]}: got a key that is not known, expected among {', '.join(names) or 'none'}"
+        )
+    return dict(plain)
