@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
+from braid_fusion.strategies import place_points
 from braid_orchestrator.config.values import BraidConfig, PointConfig
 from braid_orchestrator.engine.engine import Engine
 from braid_orchestrator.engine.lanes import Lanes
@@ -146,7 +147,7 @@ def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:
             for card in cards
         ),
         anchor=anchor,
-        points=tuple(points),
+        points=place_points(points, len(cards), anchor),
         readout=PlanReadout(config.readout.kind, dict(config.readout.options)),
         seed=config.seed,
     )
@@ -160,16 +161,13 @@ def _resolve_point(index: int, point: PointConfig, cards: Sequence[ShardCard], a
             raise ConfigError(
                 f"points.{index}.receivers: got {name!r}, expected names out of {', '.join(names)}"
             )
-    receivers = (
-        range(len(cards)) if point.receivers is None else [names.index(name) for name in point.receivers]
-    )
     return PlanPoint(
         name=point.name or str(layers[anchor]),
         layers=layers,
         strategy=point.strategy,
         fusion_width=point.fusion_width or _default_width(point, cards),
         injection=point.injection,
-        receivers=tuple(receivers),
+        receivers=tuple(names.index(name) for name in point.receivers or ()),
         options=dict(point.options),
     )
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from braid_fusion.strategies.attention import AttentionFusion
 from braid_fusion.strategies.base import Fused, FusionStrategy, fuse_with
 from braid_fusion.strategies.mlp import MlpFusion
-from braid_fusion.strategies.registry import make_strategy, register_strategy, strategy_names
+from braid_fusion.strategies.registry import (
+    make_strategy,
+    place_points,
+    register_strategy,
+    strategy_names,
+)
 from braid_fusion.strategies.router import RouterFusion
+from braid_fusion.strategies.stitch import StitchFusion
 from braid_fusion.strategies.weighted import WeightedFusion
 
 FusionLayer = FusionStrategy
@@ -19,9 +25,11 @@ __all__ = [
     "FusionStrategy",
     "MlpFusion",
     "RouterFusion",
+    "StitchFusion",
     "WeightedFusion",
     "fuse_with",
     "make_strategy",
+    "place_points",
     "register_strategy",
     "strategy_names",
 ]

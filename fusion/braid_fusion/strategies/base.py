@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from braid_fusion.context import FusionContext
+from braid_fusion.plan import PlanPoint
 
 
 @dataclass(slots=True)
@@ -47,6 +48,15 @@ class FusionStrategy(nn.Module):
     """Whether `fuse` reads `FusionContext.alignment`: each shard's states then come in its own rows, and so do its
     receivers' results. Otherwise, where shards have different tokenizers, it is called once for each lane that
     receives, with all shards' states already brought to that lane's rows (zeros where nothing may be seen yet)."""
+
+    @classmethod
+    def in_plan(cls, point: PlanPoint, points_after: int, num_shards: int, anchor: int) -> PlanPoint:
+        """The point as a plan is to state it: options that depend on the point's place, made explicit.
+
+        Called once while a plan is made. ``points_after`` counts the points of this class behind it; empty
+        ``receivers`` mean that the configuration names none. ``anchor`` is a shard's index.
+        """
+        return point
 
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
         """The rows are taken for one whole sequence, packed along the first dimension."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, nn
 
 from braid_fusion.errors import PlanError
+from braid_fusion.plan import PlanPoint
+from braid_fusion.strategies.base import FusionStrategy
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -35,6 +39,23 @@ def register_strategy(*names: str) -> Callable[[type[ModuleT]], type[ModuleT]]:
 def strategy_names() -> tuple[str, ...]:
     """All names that a plan may use."""
     return tuple(sorted(_STRATEGIES))
+
+
+def place_points(points: Sequence[PlanPoint], num_shards: int, anchor: int) -> tuple[PlanPoint, ...]:
+    """Points in the order of depth, each as its strategy states it at that place (`FusionStrategy.in_plan`).
+
+    Points without receivers get all shards, unless their strategy says otherwise. A name that is registered
+    elsewhere only, as in a service, is left as it is.
+    """
+    placed: list[PlanPoint] = []
+    seen: Counter[type[nn.Module]] = Counter()
+    for point in reversed(points):
+        cls = _STRATEGIES.get(point.strategy)
+        if cls is not None and issubclass(cls, FusionStrategy):
+            point = cls.in_plan(point, seen[cls], num_shards, anchor)
+            seen[cls] += 1
+        placed.append(replace(point, receivers=point.receivers or tuple(range(num_shards))))
+    return tuple(reversed(placed))
 
 
 def make_strategy(

@@ -18,8 +18,8 @@ class PointConfig:
     """A fusion point. ``at`` is a relative depth in (0, 1) or a layer index of the anchor (other shards of
     another depth take the nearest relative depth), or a layer index per shard by name.
 
-    ``receivers`` None: all shards. ``fusion_width`` None: the smallest width among the shards,
-    for residuals at most 256.
+    ``receivers`` None: all shards, or those that the strategy serves at this point. ``fusion_width`` None: the
+    smallest width among the shards, for residuals at most 256.
     """
 
     at: float | int | Mapping[str, int]

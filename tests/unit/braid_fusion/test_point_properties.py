@@ -18,6 +18,7 @@ STRATEGIES = [
     ("router", {"top_k": 2}),
     ("mlp", {}),
     ("attention", {"max_offset": 3}),
+    ("stitch", {"direction": "both"}),
 ]
 INJECTIONS = ("residual", "replace")
 
@@ -130,6 +131,9 @@ def test_every_parameter_gets_a_gradient_within_three_steps(
     make_plan, states, strategy, options, injection, receivers
 ) -> None:
     stack = FusionStack(make_plan(strategy, options=options, injection=injection, receivers=receivers))
+    # An expert hears the hub alone, so nobody reads the third shard's state.
+    unread = [f"points.1.inputs.2.{part}" for part in ("weight", "bias")]
+    unread = unread if strategy == "stitch" and receivers == (1,) else []
     optimiser = torch.optim.SGD(stack.parameters(), lr=0.1)
     reached = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in stack.named_parameters()}
     for step in range(3):
@@ -139,9 +143,10 @@ def test_every_parameter_gets_a_gradient_within_three_steps(
         optimiser.zero_grad()
         loss.backward()
         for name, parameter in stack.named_parameters():
-            reached[name] |= parameter.grad.abs() > 0
+            if parameter.grad is not None:
+                reached[name] |= parameter.grad.abs() > 0
         optimiser.step()
-    assert [name for name, mask in reached.items() if not mask.all()] == []
+    assert [name for name, mask in reached.items() if not mask.all()] == unread
 
 
 @every_strategy

@@ -44,7 +44,7 @@ def test_no_receivers_in_the_plan_means_all(make_plan, states) -> None:
     assert all(isinstance(state, Tensor) for state in out)
 
 
-@pytest.mark.parametrize("strategy", ["weighted", "router", "mlp", "attention"])
+@pytest.mark.parametrize("strategy", ["weighted", "router", "mlp", "attention", "stitch"])
 def test_a_plan_gives_the_same_numbers_each_time_and_leaves_the_global_generator_alone(
     make_plan, strategy
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_strategy_can_be_exchanged_in_place(make_plan, states) -> None:
 
 
 def test_a_strategy_of_ours_can_be_called_like_the_guides(states) -> None:
-    for name in ("weighted", "router", "mlp", "attention"):
+    for name in ("weighted", "router", "mlp", "attention", "stitch"):
         fused = make_strategy(name, 2, 8)(states(5, (8, 8)))
         assert (fused if isinstance(fused, Tensor) else fused[1]).shape == (5, 8)
 
@@ -132,7 +132,7 @@ def test_a_strategy_of_ours_can_be_called_like_the_guides(states) -> None:
 def test_a_built_in_name_cannot_be_taken_over() -> None:
     with pytest.raises(PlanError, match="'mlp' is built in"):
         register_strategy("mlp")(_Plain)
-    assert {"weighted", "learned_weighted", "router", "mlp", "attention"} <= set(strategy_names())
+    assert {"weighted", "learned_weighted", "router", "mlp", "attention", "stitch"} <= set(strategy_names())
 
 
 @pytest.mark.parametrize(
