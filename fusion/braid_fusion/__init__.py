@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "BenettinTwin": "resonance.lyapunov",
     "CoherenceGateConfig": "resonance.config",
     "FusionConfig": "resonance.config",
     "GraftConfigError": "errors",
@@ -29,7 +30,13 @@ _HOME = {
     "FusionStack": "stack",
     "FusionStrategy": "strategies",
     "NUM_LOGIT_FEATURES": "mixing",
+    "LyapunovMonitor": "resonance.lyapunov",
     "PointOutput": "point",
+    "StabilityMetrics": "resonance.stability",
+    "StabilityMonitor": "resonance.stability",
+    "TemperatureControl": "resonance.stability",
+    "TokenStability": "resonance.stability",
+    "finite_time_exponent": "resonance.lyapunov",
     "list_versions": "weights",
     "load_stack": "weights",
     "load_weights": "weights",

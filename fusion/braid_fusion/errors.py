@@ -7,6 +7,7 @@ FusionError
 ├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
 ├── CorruptWeights        a weight file that is damaged or not what its card says
 ├── UnknownWeights        no weights of that version
+├── StabilityError        options of a stability monitor that make no sense, or figures it can't take
 ├── UnreadableTokenizer   a text that is no tokenizer of the `tokenizers` library
 └── NotAVersion           a place that holds something else, which saving would destroy
 """
@@ -44,6 +45,10 @@ class UnknownWeights(FusionError):  # noqa: N818 - its counterpart on the wire i
 
 class NotAVersion(FusionError):  # noqa: N818 - beside UnknownWeights
     """A place that holds something else than a version of weights, so none is written there."""
+
+
+class StabilityError(FusionError):
+    """Options of a stability monitor that make no sense, or figures that it can't take."""
 
 
 class UnreadableTokenizer(FusionError):  # noqa: N818 - beside CorruptWeights
