@@ -9,6 +9,12 @@ FusionError
 ├── UnknownWeights        no weights of that version
 ├── StabilityError        options of a stability monitor that make no sense, or figures it can't take
 ├── UnreadableTokenizer   a text that is no tokenizer of the `tokenizers` library
+├── TrainingError         a training run that cannot go on
+│   ├── TrainingConfigError      a setting out of range; names the key
+│   ├── TrainingDataError        data that end early, are too short, or lack what a run needs
+│   ├── TrainingDivergedError    a loss or gradient that is no longer a finite number
+│   ├── CheckpointMismatchError  a checkpoint of another run; both sides are named
+│   └── CorruptCheckpointError   a checkpoint that is damaged, or none
 └── NotAVersion           a place that holds something else, which saving would destroy
 """
 
@@ -53,3 +59,27 @@ class StabilityError(FusionError):
 
 class UnreadableTokenizer(FusionError):  # noqa: N818 - beside CorruptWeights
     """A text that is no tokenizer of the `tokenizers` library."""
+
+
+class TrainingError(FusionError):
+    """A training run that cannot go on."""
+
+
+class TrainingConfigError(TrainingError, ValueError):
+    """A setting out of range. The message names the key, what it got and what was expected."""
+
+
+class TrainingDataError(TrainingError, ValueError):
+    """Data that end early, are too short, or lack what a run needs of them."""
+
+
+class TrainingDivergedError(TrainingError, ArithmeticError):
+    """The loss or its gradient is no longer a finite number. The parameters are those before the step."""
+
+
+class CheckpointMismatchError(TrainingError):
+    """A checkpoint of another configuration, module or data."""
+
+
+class CorruptCheckpointError(TrainingError):
+    """A file that is no checkpoint, or a folder that holds none."""

@@ -45,9 +45,11 @@ def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor
 
     Args:
         hidden_TD: the head's input.
-        weight_VD: the head's weight, of the same dtype.
+        weight_VD: the head's weight; the input is brought to its dtype.
         targets_T: int64 token ids.
 
-    Returns: a scalar. Second derivatives don't exist.
+    Returns: a scalar, computed in the weight's dtype even under autocast. Second derivatives don't exist.
     """
-    return cast(Tensor, _LinearCrossEntropy.apply(hidden_TD, weight_VD, targets_T))  # type: ignore[no-untyped-call]
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        hidden_TD = hidden_TD.to(weight_VD.dtype)
+        return cast(Tensor, _LinearCrossEntropy.apply(hidden_TD, weight_VD, targets_T))  # type: ignore[no-untyped-call]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from braid_fusion.errors import TrainingConfigError
+
 # The quintic iteration of the source above: its slope at zero grows small singular values fastest.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -123,11 +125,13 @@ class OptimiserConfig:
 def make_optimisers(module: nn.Module, config: OptimiserConfig) -> list[Optimizer]:
     """Optimisers that together hold every trainable parameter of the module exactly once.
 
-    Raises: ValueError if nothing is trainable.
+    Raises: TrainingConfigError if nothing is trainable.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
-        raise ValueError(f"{type(module).__name__}: got no trainable parameter, expected at least one")
+        raise TrainingConfigError(
+            f"{type(module).__name__}: got no trainable parameter, expected at least one"
+        )
     linear_weights = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     matrices = [

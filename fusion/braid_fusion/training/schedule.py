@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from braid_fusion.errors import TrainingConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
@@ -21,9 +23,13 @@ class ScheduleConfig:
         for name in ("warmup", "decay_from", "floor"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"schedule.{name}: got {value}, expected a fraction between 0 and 1")
+                raise TrainingConfigError(
+                    f"schedule.{name}: got {value}, expected a fraction between 0 and 1"
+                )
         if self.shape not in ("cosine", "linear", "constant"):
-            raise ValueError(f"schedule.shape: got {self.shape!r}, expected cosine, linear or constant")
+            raise TrainingConfigError(
+                f"schedule.shape: got {self.shape!r}, expected cosine, linear or constant"
+            )
 
 
 def learning_rate_factor(progress: float, config: ScheduleConfig) -> float:

@@ -1,87 +1,38 @@
-"""The training loop: steps, schedule, clipping, evaluation, log. Knows no model: the loss is a function.
+"""The training loop: schedule, evaluation, stopping, log, checkpoints. Knows no model: the loss is a function.
 
 A run ends after a number of steps or a number of seconds, whichever is first, and the learning rate follows
 whichever is further on, so that a slow machine ends in time with a finished schedule.
+
+A run that is resumed from a checkpoint gives the same numbers, bit for bit, as one that never stopped, as long as
+steps alone decide (``max_seconds`` None) and the machine computes the same.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from braid_fusion.training.optimisers import OptimiserConfig, make_optimisers
-from braid_fusion.training.schedule import ScheduleConfig, learning_rate_factor
+from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint
+from braid_fusion.training.config import TrainerConfig, plain
+from braid_fusion.training.early_stopping import StopWatch
+from braid_fusion.training.interrupt import StopWish, stop_on_interrupt
+from braid_fusion.training.optimisers import make_optimisers
+from braid_fusion.training.precision import Precision
+from braid_fusion.training.progress_bar import ProgressBar
+from braid_fusion.training.record import Progress, TrainingRecord
+from braid_fusion.training.run_log import RunLog
+from braid_fusion.training.schedule import learning_rate_factor
+from braid_fusion.training.state import TrainingState
+from braid_fusion.training.step import Losses, OptimiserStep
 
 BatchT = TypeVar("BatchT")
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingConfig:
-    """``max_seconds`` None: steps alone decide. Evaluations come every ``evaluate_every`` steps (0: only at the
-    end), log lines every ``log_every``. One step takes ``accumulate`` batches."""
-
-    max_steps: int
-    max_seconds: float | None = None
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    clip_norm: float | None = 1.0
-    accumulate: int = 1
-    log_every: int = 20
-    evaluate_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("max_steps", 1), ("accumulate", 1), ("log_every", 1), ("evaluate_every", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"training.{name}: got {getattr(self, name)}, expected at least {lowest}")
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"training.max_seconds: got {self.max_seconds}, expected a positive number")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run is. ``fraction`` is of steps or of time, whichever is further; ``loss`` is smoothed."""
-
-    step: int
-    fraction: float
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What the evaluation function said after ``step`` steps."""
-
-    step: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """What a run was and did; goes into weight cards as it is."""
-
-    steps: int
-    seconds: float
-    stopped_by: str
-    final_loss: float
-    num_parameters: int
-    config: dict[str, Any]
-    evaluations: tuple[Evaluation, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 class Trainer(Generic[BatchT]):
@@ -89,118 +40,185 @@ class Trainer(Generic[BatchT]):
 
     Args:
         module: whose parameters with ``requires_grad`` are trained.
-        loss_of: gives a scalar, or a mapping with the scalar under "loss" and further figures for the log;
-            all of them tensors.
-        batches: what ``loss_of`` is called with; endless, or at least long enough.
+        loss_of: gives a scalar, the mean over the batch's tokens, or a mapping with the scalar under "loss", their
+            number under "tokens" (see `step.py` for what it is used for), and further figures for the log; all
+            of them tensors.
+        batches: what ``loss_of`` is called with; endless, or at least long enough. For checkpoints a
+            `ResumableSource`.
         on_progress: called after every step.
-        evaluate: called with the module in evaluation mode and without gradients.
-        log_path: a JSON-lines file, appended to.
+        evaluate: called with the module in evaluation mode, without gradients, in the run's precision.
+        log_path: a JSON-lines file, begun anew, or gone on with when a run is resumed.
+        checkpoint_folder: where checkpoints go. With one, Ctrl-C ends the run after the step at hand, with a
+            checkpoint; without, it is a KeyboardInterrupt.
+        settings: what else decides the outcome, such as weights within the loss; plain values. A checkpoint
+            with other settings is refused.
+        progress_bar: None: where standard error is a terminal.
         clock: seconds, for ``max_seconds``.
+
+    Raises: TrainingConfigError; TrainingDataError for checkpoints of a source that can't be resumed.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        loss_of: Callable[[BatchT], Tensor | Mapping[str, Tensor]],
+        loss_of: Callable[[BatchT], Losses],
         batches: Iterable[BatchT],
-        config: TrainingConfig,
+        config: TrainerConfig,
         *,
         on_progress: Callable[[Progress], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         log_path: Path | None = None,
+        checkpoint_folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        progress_bar: bool | None = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.module = module
         self.config = config
-        self._loss_of = loss_of
-        self._batches = iter(batches)
+        self._batches = batches
         self._on_progress = on_progress
         self._evaluate = evaluate
         self._log_path = log_path
+        self._progress_bar = progress_bar
         self._clock = clock
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._optimisers = make_optimisers(module, config.optimiser)
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["peak_lr"] = group["lr"]
-
-    def run(self) -> TrainingRecord:
-        """Train to the end. Raises: TrainingDivergedError; whatever the loss raises."""
-        if self._log_path is None:
-            return self._run(None)
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_path.open("a", encoding="utf-8") as log:
-            return self._run(log)
-
-    def _run(self, log: IO[str] | None) -> TrainingRecord:
-        config = self.config
-        start = self._clock()
-        evaluations: list[Evaluation] = []
-        smoothed = math.nan
-        step, fraction, stopped_by = 0, 0.0, "steps"
-        self.module.train()
-        while fraction < 1.0:
-            factor = learning_rate_factor(max(fraction, 1.0 / config.max_steps), config.schedule)
-            figures = self._step(factor, step)
-            step += 1
-            smoothed = figures["loss"] if step == 1 else 0.95 * smoothed + 0.05 * figures["loss"]
-            seconds = self._clock() - start
-            by_time = 0.0 if config.max_seconds is None else seconds / config.max_seconds
-            fraction = min(1.0, max(step / config.max_steps, by_time))
-            if fraction >= 1.0 and step < config.max_steps:
-                stopped_by = "seconds"
-            if step % config.log_every == 0 or fraction >= 1.0:
-                _write_line(log, {"step": step, "seconds": seconds, "learning_rate": factor, **figures})
-            is_due = config.evaluate_every and step % config.evaluate_every == 0
-            if self._evaluate is not None and (is_due or fraction >= 1.0):
-                evaluations.append(Evaluation(step, self._run_evaluation(self._evaluate)))
-                _write_line(log, {"step": step, "evaluation": evaluations[-1].values})
-            if self._on_progress is not None:
-                self._on_progress(Progress(step, fraction, smoothed, seconds))
-        self.module.eval()
-        return TrainingRecord(
-            steps=step,
-            seconds=self._clock() - start,
-            stopped_by=stopped_by,
-            final_loss=smoothed,
-            num_parameters=sum(parameter.numel() for parameter in self._parameters),
-            config=asdict(config),
-            evaluations=tuple(evaluations),
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self._num_parameters = sum(parameter.numel() for parameter in parameters)
+        self._precision = Precision(config.precision, parameters)
+        self._step = OptimiserStep(
+            loss_of,
+            parameters,
+            self._optimisers,
+            self._precision,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
         )
+        watch = None if config.early_stopping is None else StopWatch(config.early_stopping)
+        decisive = {**config.decisive(), **plain(settings or {})}
+        self._state = TrainingState(module, self._optimisers, self._precision, batches, decisive, watch)
+        self._log = RunLog(None)
+        self._checkpoints: CheckpointFolder | None = None
+        self._saved_step = 0
+        if checkpoint_folder is not None:
+            self._state.require_resumable()
+            self._checkpoints = CheckpointFolder(checkpoint_folder, config.keep_checkpoints)
 
-    def _step(self, factor: float, step: int) -> dict[str, float]:
-        config = self.config
-        figures: dict[str, float] = {}
-        for _ in range(config.accumulate):
-            result = self._loss_of(next(self._batches))
-            losses = result if isinstance(result, Mapping) else {"loss": result}
-            (losses["loss"] / config.accumulate).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                figures[name] = figures.get(name, 0.0) + float(value.detach()) / config.accumulate
-        if not math.isfinite(figures["loss"]):
-            raise TrainingDivergedError(
-                f"loss: got {figures['loss']} at step {step}, expected a finite number"
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The log's lines of the last run; see `RunLog`."""
+        return self._log.lines
+
+    def run(self, resume_from: Path | None = None) -> TrainingRecord:
+        """Train to the end.
+
+        Args:
+            resume_from: a checkpoint, or a folder of which the last is taken.
+
+        Raises: TrainingError of each kind, whatever the loss raises; OSError from writing.
+        """
+        if resume_from is not None:
+            self._state.restore(read_checkpoint(resume_from))
+            self._saved_step = self._state.position.step
+        elif self._checkpoints is not None:
+            self._checkpoints.refuse_another_run()
+        self._log = RunLog(self._log_path, None if resume_from is None else self._state.position.step)
+        with ExitStack() as stack:
+            stack.enter_context(self._log)
+            bar = stack.enter_context(ProgressBar(self.config.max_steps, shown=self._progress_bar))
+            wish = stack.enter_context(stop_on_interrupt(self._checkpoints is not None))
+            self._loop(bar, wish)
+        if not wish.asked or self._state.position.stopped_by is not None:
+            self._state.put_best_back()
+        self.module.eval()
+        return self._record()
+
+    def _loop(self, bar: ProgressBar, wish: StopWish) -> None:
+        position = self._state.position
+        start = self._clock() - position.seconds
+        batches = iter(self._batches)
+        self.module.train()
+        while position.stopped_by is None and not wish.asked:
+            factor = learning_rate_factor(
+                max(position.fraction, 1.0 / self.config.max_steps), self.config.schedule
             )
-        if config.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_norm)
-            figures["gradient_norm"] = float(norm)
+            self._set_rates(factor)
+            figures = self._step.take(batches, position.step)
+            position.step += 1
+            self._advance(figures["loss"], self._clock() - start)
+            self._write_log(factor, figures)
+            self._evaluate_if_due()
+            progress = Progress(position.step, position.fraction, position.loss, position.seconds)
+            bar.show(progress)
+            if self._on_progress is not None:
+                self._on_progress(progress)
+            if self.config.checkpoint_every and position.step % self.config.checkpoint_every == 0:
+                self._save()
+        self._save()
+
+    def _set_rates(self, factor: float) -> None:
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        return figures
 
-    def _run_evaluation(self, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    def _advance(self, loss: float, seconds: float) -> None:
+        config, position = self.config, self._state.position
+        position.loss = loss if position.step == 1 else 0.95 * position.loss + 0.05 * loss
+        position.seconds = seconds
+        by_time = 0.0 if config.max_seconds is None else seconds / config.max_seconds
+        position.fraction = min(1.0, max(position.step / config.max_steps, by_time))
+        if position.fraction >= 1.0:
+            position.stopped_by = "steps" if position.step >= config.max_steps else "seconds"
+
+    def _write_log(self, factor: float, figures: Mapping[str, float]) -> None:
+        position = self._state.position
+        if position.step % self.config.log_every == 0 or position.stopped_by is not None:
+            self._log.write(
+                {
+                    "step": position.step,
+                    "seconds": position.seconds,
+                    "learning_rate": self.config.optimiser.learning_rate * factor,
+                    "smoothed_loss": position.loss,
+                    **figures,
+                }
+            )
+
+    def _evaluate_if_due(self) -> None:
+        position, every = self._state.position, self.config.evaluate_every
+        is_due = position.stopped_by is not None or (every and position.step % every == 0)
+        if self._evaluate is None or not is_due:
+            return
         self.module.eval()
         try:
-            with torch.no_grad():
-                return dict(evaluate())
+            with torch.no_grad(), self._precision.autocast():
+                values = {name: float(value) for name, value in self._evaluate().items()}
         finally:
             self.module.train()
+        is_best = self._state.note_evaluation(position.step, values)
+        self._log.write({"step": position.step, "evaluation": values})
+        if is_best and self._checkpoints is not None and self._state.best is not None:
+            self._checkpoints.save_best(self._state.best)
+        if self._state.watch is not None and self._state.watch.is_over and position.stopped_by is None:
+            position.stopped_by = "early_stopping"
 
+    def _save(self) -> None:
+        step = self._state.position.step
+        if self._checkpoints is not None and step != self._saved_step:
+            self._checkpoints.save(step, self._state.content())
+            self._saved_step = step
 
-def _write_line(log: IO[str] | None, values: Mapping[str, Any]) -> None:
-    if log is not None:
-        log.write(json.dumps(values) + "\n")
-        log.flush()
+    def _record(self) -> TrainingRecord:
+        position, watch = self._state.position, self._state.watch
+        return TrainingRecord(
+            steps=position.step,
+            seconds=position.seconds,
+            stopped_by=position.stopped_by or "interrupt",
+            final_loss=position.loss,
+            num_parameters=self._num_parameters,
+            config=asdict(self.config),
+            evaluations=tuple(position.evaluations),
+            best_step=None if watch is None else watch.best_step,
+            best_value=None if watch is None else watch.best_value,
+        )

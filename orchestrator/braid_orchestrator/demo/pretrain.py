@@ -25,7 +25,7 @@ from braid_fusion.training import (
     ScheduleConfig,
     TokenWindows,
     Trainer,
-    TrainingConfig,
+    TrainerConfig,
     TrainingRecord,
 )
 from braid_fusion.training.losses import linear_cross_entropy
@@ -78,9 +78,9 @@ def make_model(specialist: SpecialistRecipe, vocab_size: int) -> LlamaForCausalL
         return LlamaForCausalLM(config)
 
 
-def training_config(specialist: SpecialistRecipe) -> TrainingConfig:
+def training_config(specialist: SpecialistRecipe) -> TrainerConfig:
     """Muon for the matrices, AdamW for embeddings and norms."""
-    return TrainingConfig(
+    return TrainerConfig(
         max_steps=specialist.num_steps,
         max_seconds=specialist.max_seconds,
         optimiser=OptimiserConfig(

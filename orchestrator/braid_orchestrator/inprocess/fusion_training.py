@@ -21,7 +21,7 @@ from braid_fusion.training import (
     ScheduleConfig,
     TokenWindows,
     Trainer,
-    TrainingConfig,
+    TrainerConfig,
     TrainingRecord,
 )
 from braid_orchestrator.inprocess.parallel_loss import loss_in_threads
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 def fusion_training_config(
     num_steps: int, *, learning_rate: float = 3e-3, max_seconds: float | None = None
-) -> TrainingConfig:
+) -> TrainerConfig:
     """AdamW throughout: Muon would blow up connections that start at zero."""
-    return TrainingConfig(
+    return TrainerConfig(
         max_steps=num_steps,
         max_seconds=max_seconds,
         optimiser=OptimiserConfig(learning_rate=learning_rate, weight_decay=0.01),
@@ -65,7 +65,7 @@ def train_fusion(
     backends: Sequence[ShardBackend],
     stack: FusionStack,
     batches: Iterable[Tensor],
-    config: TrainingConfig,
+    config: TrainerConfig,
     *,
     on_progress: Callable[[Progress], None] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,

@@ -16,7 +16,7 @@ from braid_fusion.training import (
     Progress,
     ScheduleConfig,
     Trainer,
-    TrainingConfig,
+    TrainerConfig,
     TrainingDivergedError,
 )
 
@@ -40,9 +40,9 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield inputs, inputs @ torch.tensor([1.0, -2.0, 0.5]) + 3.0
 
 
-def config(**values: object) -> TrainingConfig:
+def config(**values: object) -> TrainerConfig:
     defaults: dict[str, object] = {"max_steps": 150, "optimiser": OptimiserConfig(learning_rate=0.1)}
-    return TrainingConfig(**{**defaults, **values})  # type: ignore[arg-type]
+    return TrainerConfig(**{**defaults, **values})  # type: ignore[arg-type]
 
 
 def test_it_learns_and_leaves_frozen_parameters_alone() -> None:

@@ -1,0 +1,125 @@
+"""Checkpoint files: written whole or not at all, read without running code. Knows not what is in them.
+
+A folder holds ``step-00000040.ckpt`` files, the last few, and ``best.safetensors`` with the trained parameters of the
+best evaluation where the run looks for it. A checkpoint is a line with the format and a SHA-256, for `torch.load`
+doesn't notice a flipped bit, and after it what `torch.save` wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError
+
+_HEADING = "braid checkpoint 1"
+BEST_FILE = "best.safetensors"
+_STEP_FILE = re.compile(r"step-(\d{8,})\.ckpt")
+
+
+class CheckpointFolder:
+    """A run's checkpoints.
+
+    Args:
+        keep: how many of the last are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, step: int, content: Mapping[str, Any]) -> Path:
+        """Write a step's checkpoint, then drop the oldest. After an error all that was there is still there.
+
+        Args:
+            content: tensors and plain values, nested in mappings and lists.
+
+        Raises: OSError, from a full disk for example.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        data = buffer.getbuffer()
+        path = self.folder / f"step-{step:08d}.ckpt"
+        write_whole(path, f"{_HEADING} {hashlib.sha256(data).hexdigest()}\n".encode(), data)
+        for _, old in steps_in(self.folder)[: -self._keep]:
+            old.unlink()
+        return path
+
+    def save_best(self, parameters: Mapping[str, Tensor]) -> Path:
+        """Write the parameters of the best evaluation in place of the former best."""
+        path = self.folder / BEST_FILE
+        write_whole(path, dump_tensors({name: tensor.contiguous() for name, tensor in parameters.items()}))
+        return path
+
+    def refuse_another_run(self) -> None:
+        """Raises: CheckpointMismatchError if there are checkpoints, which a new run would mix with its own."""
+        found = steps_in(self.folder)
+        if found:
+            raise CheckpointMismatchError(
+                f"{self.folder}: got checkpoints of another run up to {found[-1][1].name}, expected none for a run "
+                "from the start; resume from them or choose another folder"
+            )
+
+
+def steps_in(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and files of a folder's checkpoints, the oldest first."""
+    if not folder.is_dir():
+        return []
+    matches = ((_STEP_FILE.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU. Of a folder, its last one's.
+
+    Raises: CorruptCheckpointError if there is none, or it isn't what was written.
+    """
+    if path.is_dir():
+        found = steps_in(path)
+        if not found:
+            raise CorruptCheckpointError(
+                f"{path}: got a folder without checkpoints, expected step-….ckpt in it"
+            )
+        path = found[-1][1]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptCheckpointError(f"{path}: cannot be read: {error}") from error
+    heading, _, body = data.partition(b"\n")
+    expected = f"{_HEADING} {hashlib.sha256(body).hexdigest()}".encode()
+    if heading != expected:
+        raise CorruptCheckpointError(f"{path}: got heading {heading[:90]!r}, expected {expected!r}")
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise CorruptCheckpointError(f"{path}: got what torch can't load: {error}") from error
+    return content
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Put a file of these bytes in place at once; after an error the former one is as it was. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

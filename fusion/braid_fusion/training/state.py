@@ -1,0 +1,128 @@
+"""All that changes in a training run, and its way into a checkpoint and back. Takes no step and writes no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from braid_fusion.errors import TrainingDataError
+from braid_fusion.training.early_stopping import StopWatch
+from braid_fusion.training.epochs import ResumableSource
+from braid_fusion.training.identity import check_same, describe_parameters, trained_tensors
+from braid_fusion.training.precision import Precision
+from braid_fusion.training.random_state import random_state, set_random_state
+from braid_fusion.training.record import Evaluation
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a run is. ``loss`` is smoothed; ``stopped_by`` None: it isn't over."""
+
+    step: int = 0
+    fraction: float = 0.0
+    seconds: float = 0.0
+    loss: float = math.nan
+    stopped_by: str | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+class TrainingState:
+    """A run's module, optimisers, scale, data position, early stopping and random generators together.
+
+    Args:
+        settings: what decides the run's outcome besides these: a checkpoint of others is refused.
+        watch: None: the best weights aren't looked for.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimisers: Sequence[Optimizer],
+        precision: Precision,
+        source: Iterable[Any],
+        settings: Mapping[str, Any],
+        watch: StopWatch | None,
+    ) -> None:
+        self.position = Position()
+        self.watch = watch
+        self.best: dict[str, Tensor] | None = None
+        self._module = module
+        self._optimisers = optimisers
+        self._precision = precision
+        self._source = source
+        self._settings = dict(settings)
+
+    def note_evaluation(self, step: int, values: Mapping[str, float]) -> bool:
+        """Remember an evaluation, and the weights if it is the best so far; whether it is."""
+        self.position.evaluations.append(Evaluation(step, dict(values)))
+        if self.watch is None or not self.watch.note(step, values):
+            return False
+        self.best = self._copy()
+        return True
+
+    @torch.no_grad()
+    def put_best_back(self) -> None:
+        """Give the module the weights of the best evaluation, if there are any."""
+        if self.best is not None:
+            self._put(self.best)
+
+    def content(self) -> dict[str, Any]:
+        """For a checkpoint: tensors and plain values. Raises: TrainingDataError, as `require_resumable`."""
+        return {
+            "settings": self._settings,
+            "parameters": describe_parameters(self._module),
+            "tensors": self._copy(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+            "scale": self._precision.state_dict(),
+            "source": self.require_resumable().state_dict(),
+            "random": random_state(),
+            "position": asdict(self.position),
+            "watch": None if self.watch is None else self.watch.state_dict(),
+            "best": self.best,
+        }
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; after an error nothing has changed.
+
+        Raises: CheckpointMismatchError, naming each difference; TrainingDataError, as `require_resumable`.
+        """
+        check_same("configuration", content["settings"], self._settings)
+        check_same("module", content["parameters"], describe_parameters(self._module))
+        self.require_resumable().load_state_dict(content["source"])
+        self._put(content["tensors"])
+        for optimiser, state in zip(self._optimisers, content["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self._precision.load_state_dict(content["scale"])
+        position = dict(content["position"])
+        position["evaluations"] = [Evaluation(**evaluation) for evaluation in position["evaluations"]]
+        self.position = Position(**position)
+        if self.watch is not None:
+            self.watch.load_state_dict(content["watch"])
+        self.best = content["best"]
+        set_random_state(content["random"])
+
+    def require_resumable(self) -> ResumableSource:
+        """The source of batches. Raises: TrainingDataError if its position can't be stored."""
+        if isinstance(self._source, ResumableSource):
+            return self._source
+        raise TrainingDataError(
+            f"batches: got {type(self._source).__name__}, expected a source with state_dict and "
+            "load_state_dict, such as TokenWindows, for checkpoints hold its position"
+        )
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in trained_tensors(self._module).items()
+        }
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in trained_tensors(self._module).items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,125 @@
+"""One optimiser step: the losses of its batches, their gradient, clipping, the update. Knows no schedule or end.
+
+**The rule for several batches per step.** A loss is the mean over its batch's tokens. Where the loss function says
+under "tokens" how many those were, n_i of batch i, the step's loss is Σ n_i·loss_i / Σ n_i, and so are gradient and
+figures: the same as of one batch that holds them all. Without "tokens" every batch counts the same. A batch of no
+tokens counts for nothing, whatever its loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from braid_fusion.errors import TrainingDataError, TrainingDivergedError
+from braid_fusion.training.precision import Precision
+
+BatchT = TypeVar("BatchT")
+Losses = Tensor | Mapping[str, Tensor]
+
+TOKENS = "tokens"
+
+
+class OptimiserStep(Generic[BatchT]):
+    """Takes steps on parameters. After an error the parameters are those before the step, without gradients.
+
+    Args:
+        clip_norm: to what the norm of all gradients together is brought down; None: never.
+    """
+
+    def __init__(
+        self,
+        loss_of: Callable[[BatchT], Losses],
+        parameters: Sequence[nn.Parameter],
+        optimisers: Sequence[Optimizer],
+        precision: Precision,
+        *,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> None:
+        self._loss_of = loss_of
+        self._parameters = parameters
+        self._optimisers = optimisers
+        self._precision = precision
+        self._accumulate = accumulate
+        self._clip_norm = clip_norm
+
+    def take(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
+        """Step number ``step`` of the run, counted from 0, which messages name.
+
+        Returns: the loss function's figures, means over the step, tokens as a sum; the gradient's norm before
+            clipping; "skipped" 1 where fp16's scale was too large, so that no update was made.
+        Raises: TrainingDivergedError, TrainingDataError, whatever the loss raises.
+        """
+        try:
+            figures = self._backward(batches, step)
+            self._precision.unscale(self._optimisers)
+            skip = self._clip(figures, step)
+            self._precision.step(self._optimisers, skip=skip)
+            if skip:
+                figures["skipped"] = 1.0
+            return figures
+        finally:
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    def _backward(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        total, unit = 0.0, 0.0
+        for index in range(self._accumulate):
+            where = f"step {step}, batch {step * self._accumulate + index}"
+            losses = self._losses(batches, where)
+            count = float(losses[TOKENS]) if TOKENS in losses else 1.0
+            if count == 0.0:
+                continue
+            loss = losses["loss"]
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingDivergedError(f"loss: got {value} at {where}, expected a finite number")
+            # Weights relative to the first batch, so that numbers stay of the loss's own size.
+            unit = unit or count
+            weighted = loss if count == unit else loss * (count / unit)
+            self._precision.scaled(weighted).backward()  # type: ignore[no-untyped-call]
+            total += count
+            for name, figure in losses.items():
+                share = 1.0 if name == TOKENS else count
+                sums[name] = sums.get(name, 0.0) + float(figure.detach()) * share
+        if total == 0.0:
+            raise TrainingDataError(f"step {step}: got no token to predict, expected at least one")
+        if total != unit:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, unit / total)
+        return {name: value if name == TOKENS else value / total for name, value in sums.items()}
+
+    def _losses(self, batches: Iterator[BatchT], where: str) -> Mapping[str, Tensor]:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise TrainingDataError(
+                f"batches: ended before {where}, expected enough for every step"
+            ) from None
+        with self._precision.autocast():
+            result = self._loss_of(batch)
+        return result if isinstance(result, Mapping) else {"loss": result}
+
+    def _clip(self, figures: dict[str, float], step: int) -> bool:
+        """Note the norm and clip; whether the step must be left out."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        figures["gradient_norm"] = float(norm)
+        if not math.isfinite(figures["gradient_norm"]):
+            if self._precision.may_skip():
+                return True
+            last = (step + 1) * self._accumulate - 1
+            raise TrainingDivergedError(
+                f"gradient norm: got {figures['gradient_norm']} at step {step}, batch {last}, with a loss of "
+                f"{figures['loss']}, expected a finite number"
+            )
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
+        return False

@@ -1,0 +1,227 @@
+"""A run that is resumed gives the same numbers, bit for bit, as one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_runs
+from torch import Tensor
+from training_runs import TinyModel, tiny_trainer
+
+from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError, TrainingDataError
+from braid_fusion.training import EarlyStopping, OptimiserConfig, Trainer
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(5)
+
+
+def everything(trainer: Trainer[Tensor]) -> dict[str, Any]:
+    """What must be equal, in a form that `==` compares bit for bit."""
+    state = trainer._state.content()
+    return _comparable({**state, "history": trainer.history, "frozen": trainer.module.frozen})
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes())
+    if isinstance(value, dict):
+        return {name: _comparable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return value
+
+
+def run_until(folder: Path, step: int, **options: Any) -> None:
+    """Train, and die after ``step`` steps, before its checkpoint: only what is in the folder stays."""
+
+    def die(progress: Any) -> None:
+        if progress.step == step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        tiny_trainer(folder, on_progress=die, **options).run()
+
+
+@pytest.mark.parametrize("muon", [False, True], ids=["adamw", "muon"])
+@pytest.mark.parametrize(("every", "killed_after"), [(6, 7), (6, 12), (5, 17), (1, 2), (3, 14)])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    tmp_path: Path, muon: bool, every: int, killed_after: int
+) -> None:
+    straight = tiny_trainer(tmp_path / "straight", muon=muon, checkpoint_every=every)
+    record = straight.run()
+    torch.manual_seed(5)
+    folder = tmp_path / "broken"
+    run_until(folder, killed_after, muon=muon, checkpoint_every=every)
+    torch.manual_seed(99)  # another process begins otherwise
+    random.seed(99)
+    resumed = tiny_trainer(folder, muon=muon, checkpoint_every=every)
+    resumed_record = resumed.run(folder / "checkpoints")
+
+    assert everything(resumed) == everything(straight)
+    assert resumed_record == record
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("straight", "broken")]
+    assert logs[0] == logs[1]
+    steps = [line["step"] for line in map(json.loads, logs[1].splitlines()) if "loss" in line]
+    assert steps == list(range(1, 18))
+
+
+def test_dropout_and_epochs_really_take_part(tmp_path: Path) -> None:
+    """What the test above relies on: other random numbers, or another order, give other parameters."""
+    first = tiny_trainer()
+    first.run()
+    torch.manual_seed(6)
+    other_dropout = tiny_trainer()
+    other_dropout.run()
+    torch.manual_seed(5)
+    other_order = tiny_trainer(seed=4)
+    other_order.run()
+    weights = [trainer.module.hidden.weight for trainer in (first, other_dropout, other_order)]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    epoch = first._batches._order
+    assert epoch._numbers.numel() < 17 * 2 * 3  # more than one epoch
+    assert 0 < epoch._taken < epoch._numbers.numel()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from training_runs import tiny_trainer
+torch.set_num_threads(1)
+torch.manual_seed(5)
+folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
+def die(progress):
+    if progress.step == 9 and not resume:
+        import os
+        os._exit(9)
+trainer = tiny_trainer(folder, on_progress=die)
+trainer.run(folder / "checkpoints" if resume else None)
+torch.save(dict(trainer.module.state_dict()), folder / "weights.pt")
+"""
+
+
+def test_a_process_that_was_killed_is_taken_up_by_another(tmp_path: Path) -> None:
+    straight = tiny_trainer()
+    straight.run()
+    paths = [str(Path(training_runs.__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    codes = [
+        subprocess.run([*command, mode], env=environment, timeout=120).returncode
+        for mode in ("begin", "resume")
+    ]
+    assert codes == [9, 0]
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name, tensor in straight.module.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_all_global_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw(into: list[tuple[float, float, float]]) -> Any:
+        return lambda _: into.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+
+    straight: list[tuple[float, float, float]] = []
+    random.seed(1)
+    np.random.seed(1)
+    tiny_trainer(tmp_path, on_progress=draw(straight)).run()
+    for seed in (2, 3):
+        resumed: list[tuple[float, float, float]] = []
+        random.seed(seed)
+        np.random.seed(seed)
+        trainer = tiny_trainer(tmp_path, on_progress=draw(resumed))
+        trainer.run(tmp_path / "checkpoints" / "step-00000012.ckpt")
+        assert resumed == straight[12:]
+
+
+def test_a_finished_run_that_is_resumed_does_nothing_and_says_the_same(tmp_path: Path) -> None:
+    first = tiny_trainer(tmp_path)
+    record = first.run()
+    again = tiny_trainer(tmp_path)
+    assert again.run(tmp_path / "checkpoints") == record
+    assert again.history == first.history
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor), name
+
+
+def test_a_run_may_go_on_with_other_cadences(tmp_path: Path) -> None:
+    run_until(tmp_path, 8)
+    trainer = tiny_trainer(tmp_path, log_every=5, checkpoint_every=0, keep_checkpoints=1)
+    assert trainer.run(tmp_path / "checkpoints").steps == 17
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accumulate": 3}, "accumulate: the checkpoint has 2, this run has 3"),
+        ({"max_steps": 18}, "max_steps: the checkpoint has 17, this run has 18"),
+        (
+            {"optimiser": OptimiserConfig(learning_rate=0.5)},
+            "optimiser.learning_rate: the checkpoint has 0.02, this run has 0.5",
+        ),
+        (
+            {"early_stopping": EarlyStopping(patience=2)},
+            "early_stopping.patience: the checkpoint has None, this run has 2",
+        ),
+        (
+            {"settings": {"weights": {"order": 0.1}}},
+            "weights.order: the checkpoint has 'nothing', this run has 0.1",
+        ),
+        ({"seed": 8}, "another source of data: seed: the checkpoint has 3, this run has 8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    run_until(tmp_path, 7)
+    trainer = tiny_trainer(tmp_path, **change)
+    before = everything(trainer)
+    with pytest.raises(CheckpointMismatchError) as refused:
+        trainer.run(tmp_path / "checkpoints")
+    assert message in str(refused.value)
+    assert everything(trainer) == before
+
+
+def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
+    run_until(tmp_path, 7)
+    narrower = TinyModel()
+    narrower.lm_head = torch.nn.Linear(8, 5)
+    with pytest.raises(
+        CheckpointMismatchError, match=r"lm_head.weight: the checkpoint has '\[13, 8\] torch.float32'"
+    ):
+        tiny_trainer(tmp_path, model=narrower).run(tmp_path / "checkpoints")
+    other_base = TinyModel()
+    other_base.frozen.data[3] += 1e-6
+    with pytest.raises(CheckpointMismatchError, match=r"\(frozen\)"):
+        tiny_trainer(tmp_path, model=other_base).run(tmp_path / "checkpoints")
+
+
+def test_a_new_run_does_not_mix_with_checkpoints_that_are_there(tmp_path: Path) -> None:
+    run_until(tmp_path, 7)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointMismatchError, match=r"up to step-00000006\.ckpt"):
+        tiny_trainer(tmp_path).run()
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    with pytest.raises(CorruptCheckpointError, match="without checkpoints"):
+        tiny_trainer(tmp_path / "other").run(tmp_path)
+
+
+def test_checkpoints_need_a_source_that_can_be_resumed(tmp_path: Path) -> None:
+    model = TinyModel()
+    with pytest.raises(TrainingDataError, match="got list, expected a source with state_dict"):
+        Trainer(model, model.loss, [], tiny_trainer().config, checkpoint_folder=tmp_path)
