@@ -46,6 +46,12 @@ _HOME = {
     "read_card": "weights",
     "register_strategy": "strategies",
     "save_stack": "weights",
+    "CoherenceGatingLayer": "resonance.coherence",
+    "KuramotoModule": "resonance.kuramoto",
+    "PRSC": "resonance.prsc",
+    "PrimeProjection": "resonance.primes",
+    "QuaternionAttention": "resonance.quaternion_attention",
+    "SMF": "resonance.smf",
 }
 
 __all__ = list(_HOME)

@@ -1,0 +1,183 @@
+"""Coupled oscillators that pull each other into phase (Kuramoto 1975), as physics and as a module over features.
+
+θ̇_i = ω_i + (K/N) Σ_j sin(θ_j − θ_i) = ω_i + K r sin(ψ − θ_i) with r e^(iψ) = (1/N) Σ_j e^(iθ_j): the second
+form costs N instead of N². In z = e^(iθ), Z = r e^(iψ): ż = iωz + (K/2)(Z − Z̄ z²). With Z held, the pull alone
+has the exact flow z ↦ (z + w) / (1 + w̄ z), w = e^(iψ) tanh(K r t / 2), which keeps |z| = 1 for any t; so steps
+may be large.
+
+The oscillators of a position are features of that position and nothing else: positions never meet here.
+
+Letters: N oscillators, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from braid_fusion.errors import FusionShapeError, GraftConfigError
+from braid_fusion.initialisation import linear
+from braid_fusion.resonance.golden import spaced_angles
+
+ORDERS = (1, 2, 4)
+
+
+def order_parameter(phases_N: Tensor) -> Tensor:
+    """r = |mean of e^(iθ)|, (...,) in [0, 1], of phases (..., N) in radians."""
+    return torch.polar(torch.ones_like(phases_N), phases_N).mean(-1).abs()
+
+
+def simulate(
+    phases_N: Tensor,
+    frequencies_N: Tensor,
+    coupling: Tensor | float,
+    dt: float,
+    num_steps: int,
+    order: int = 2,
+) -> Tensor:
+    """Phases (..., N) in (−π, π] after ``num_steps`` of length ``dt``.
+
+    Args:
+        phases_N: at the start, radians, float32 or float64; each leading index is a system of its own.
+        frequencies_N: natural frequencies, radians per unit of time, broadcast to the phases.
+        coupling: K; above zero the oscillators attract each other.
+        order: of the error in ``dt``. 1 holds the field of the step's start; 2 the field of its middle, from a trial
+            step of half the length; both are exact in rotation and in pull. 4 is the classical Runge–Kutta
+            method, for small steps.
+
+    Raises: GraftConfigError if ``order`` is none of 1, 2, 4 or a length or number of steps is negative.
+    """
+    _check(dt, num_steps, order)
+    z_N = torch.polar(torch.ones_like(phases_N), phases_N)
+    return flow(z_N, frequencies_N, coupling, dt, num_steps, order).angle()
+
+
+def flow(
+    z_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float, num_steps: int, order: int
+) -> Tensor:
+    """`simulate` for unit complex numbers (..., N), without a check and without angles."""
+    if order == 4:
+        for _ in range(num_steps):
+            z_N = _runge_kutta(z_N, frequencies_N, coupling, dt)
+        return z_N
+    half_turn_N = _turn(frequencies_N, 0.5 * dt)
+    turn_N = half_turn_N * half_turn_N
+    if order == 1:
+        for _ in range(num_steps):
+            z_N = _pull(z_N, _strength(z_N, coupling, dt)) * turn_N
+        return z_N
+    for _ in range(num_steps):
+        # Half of the rotation on either side of the pull: a symmetric splitting, with the field of the middle.
+        z_N = z_N * half_turn_N
+        middle_N = _pull(z_N, _strength(z_N, coupling, 0.5 * dt))
+        z_N = _pull(z_N, _strength(middle_N, coupling, dt)) * half_turn_N
+    return z_N
+
+
+def _turn(frequencies_N: Tensor, time: float) -> Tensor:
+    angles_N = frequencies_N * time
+    return torch.polar(torch.ones_like(angles_N), angles_N)
+
+
+def _strength(z_N: Tensor, coupling: Tensor | float, time: float) -> Tensor:
+    """w (..., 1) of the pull that the field of these oscillators exerts in that time."""
+    field = z_N.mean(-1, keepdim=True)
+    r = field.abs().clamp_min(1e-12)
+    return field * (torch.tanh(r * (coupling * (0.5 * time))) / r)
+
+
+def _pull(z_N: Tensor, w: Tensor) -> Tensor:
+    return (z_N + w) / (w.conj() * z_N + 1.0)
+
+
+def _runge_kutta(z_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float) -> Tensor:
+    def speed(turned_N: Tensor) -> Tensor:
+        at_N = z_N * torch.polar(torch.ones_like(turned_N), turned_N)
+        return frequencies_N + coupling * (at_N.conj() * at_N.mean(-1, keepdim=True)).imag
+
+    k1_N = speed(torch.zeros_like(z_N.real))
+    k2_N = speed(0.5 * dt * k1_N)
+    k3_N = speed(0.5 * dt * k2_N)
+    k4_N = speed(dt * k3_N)
+    return z_N * _turn(k1_N + 2.0 * (k2_N + k3_N) + k4_N, dt / 6.0)
+
+
+def _check(dt: float, num_steps: int, order: int) -> None:
+    if order not in ORDERS:
+        raise GraftConfigError(f"kuramoto: order: got {order!r}, expected 1, 2 or 4")
+    if dt <= 0.0 or num_steps < 0:
+        raise GraftConfigError(
+            f"kuramoto: got {num_steps} steps of {dt}, expected a number of 0 or more and a positive length"
+        )
+
+
+class KuramotoModule(nn.Module):
+    """(..., D) → phases, order and features of N oscillators per position.
+
+    Phases start at W x + the golden angles, which are spread evenly, so a position starts incoherent (r ≈ 1/√N)
+    whatever the scale of x, and its ``num_steps`` of length ``dt`` carry it some way towards synchrony: order
+    then tells how well its features agree. r² / (1 − r²) of equal frequencies grows by e^(K t): with the
+    defaults r goes from about 0.15 to about 0.7, with K = 8 to above 0.99, with K = 0 nowhere.
+
+    Args:
+        coupling: K at the start; a parameter. Frequencies start as quantiles of a normal distribution with standard
+            deviation ``frequency_spread``: they lock above K = 2 / (π g(0)) = 1.6 · spread (Kuramoto's critical
+            coupling).
+        num_oscillators: N.
+        use_learned_frequencies: if false they stay as they start.
+        order: see `simulate`; for the few large steps of a module, 1 is enough.
+        generator: draws W.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        coupling: float = 1.5,
+        num_steps: int = 5,
+        num_oscillators: int = 32,
+        dt: float = 0.5,
+        order: int = 1,
+        use_learned_frequencies: bool = True,
+        frequency_spread: float = 0.3,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check(dt, num_steps, order)
+        if num_oscillators < 2:
+            raise GraftConfigError(f"kuramoto: num_oscillators: got {num_oscillators}, expected at least 2")
+        self.input_dim, self.num_oscillators = input_dim, num_oscillators
+        self.num_steps, self.dt, self.order = num_steps, dt, order
+        # Unit-variance input then spreads phases over the whole circle.
+        self.to_phases = linear(input_dim, num_oscillators, generator, gain=math.pi)
+        with torch.no_grad():
+            self.to_phases.bias.copy_(spaced_angles(num_oscillators))
+        self.coupling = nn.Parameter(torch.tensor(float(coupling)))
+        shares_N = (torch.arange(num_oscillators, dtype=torch.float64) + 0.5) / num_oscillators
+        quantiles_N = (frequency_spread * torch.special.ndtri(shares_N)).float()
+        if use_learned_frequencies:
+            self.register_parameter("frequencies", nn.Parameter(quantiles_N))
+        else:
+            self.register_buffer("frequencies", quantiles_N)
+
+    def forward(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., D) → phases (..., N) in (−π, π], order (...,) in [0, 1], and the synchronised features (..., N, 2):
+        cos θ, sin θ. All at least float32: a phase in bfloat16 would be off by degrees.
+
+        Raises: FusionShapeError if the width differs.
+        """
+        if x_D.shape[-1:] != (self.input_dim,):
+            raise FusionShapeError(
+                f"kuramoto: got states of shape {tuple(x_D.shape)}, expected (..., {self.input_dim})"
+            )
+        start_N: Tensor = self.to_phases(x_D)
+        frequencies_N: Tensor = self.frequencies
+        coupling: Tensor = self.coupling
+        if start_N.dtype in (torch.float16, torch.bfloat16):
+            start_N, frequencies_N, coupling = start_N.float(), frequencies_N.float(), coupling.float()
+        z_N = torch.polar(torch.ones_like(start_N), start_N)
+        z_N = flow(z_N, frequencies_N, coupling, self.dt, self.num_steps, self.order)
+        return z_N.angle(), z_N.mean(-1).abs(), torch.view_as_real(z_N)

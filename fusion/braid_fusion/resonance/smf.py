@@ -1,0 +1,87 @@
+"""SMF, sedenion memory field: a 16-dimensional memory that is written at every position and read by association.
+
+Owns keys, values, decay and read. The published definition: a 16-dimensional memory with a decaying,
+coherence-weighted associative read (the seed `000_6acc7a45b61f3d76.txt` names it).
+
+Letters: B batch, T positions of this call, M all positions so far, D width, A the 16 components of a sedenion.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from braid_fusion.errors import FusionShapeError, GraftConfigError
+from braid_fusion.initialisation import linear
+from braid_fusion.resonance.sedenion import product
+from braid_fusion.row_cache import RowCache
+
+SEDENION = 16
+# Under the sum of weights: where nothing was written the read is zero, with a finite gradient.
+_FLOOR = 1e-20
+
+
+class SMF(nn.Module):
+    """read_t = Σ_{s<t} λ^(t−s) c_s ⟨q_t, k_s⟩ v_s / Σ_{s<t} λ^(t−s) c_s, out_t = W ((1 + Im q_t) · read_t).
+
+    Queries and keys are unit sedenions, so |read| is at most the largest |v|, however long the text; c is the
+    coherence of the position that wrote. λ in (0, 1) is learned.
+
+    What is found is found by the inner product; the sedenion product then turns what was read by the query, so
+    that the output is bilinear in both. Sedenions have zero divisors: q · r can vanish for q, r ≠ 0. But L(Im
+    q) is antisymmetric, so |(1 + Im q) · r|² = |r|² + |Im q · r|² ≥ |r|²: nothing that was read is lost.
+
+    Args:
+        input_dim: D.
+        decay: λ at the start.
+        generator: draws the maps.
+    """
+
+    def __init__(self, input_dim: int, decay: float = 0.95, generator: Generator | None = None) -> None:
+        super().__init__()
+        if not 0.0 < decay < 1.0:
+            raise GraftConfigError(f"smf: decay: got {decay!r}, expected a number between 0 and 1")
+        self.input_dim = input_dim
+        self.query_key_value = linear(input_dim, 3 * SEDENION, generator, bias=False)
+        self.out = linear(SEDENION, input_dim, generator, bias=False)
+        self.decay_logit = nn.Parameter(torch.logit(torch.tensor(decay)))
+
+    def forward(self, x_BTD: Tensor, coherence_BT: Tensor, history: RowCache | None = None) -> Tensor:
+        """(B, T, D) and the positions' coherence (B, T) ≥ 0 → (B, T, D). Position t reads from those before it.
+
+        With ``history`` B is 1 and the rows follow those that it holds. Raises: FusionShapeError.
+        """
+        if x_BTD.dim() != 3 or x_BTD.shape[-1] != self.input_dim or coherence_BT.shape != x_BTD.shape[:2]:
+            raise FusionShapeError(
+                f"smf: got states of shape {tuple(x_BTD.shape)} and coherence of shape {tuple(coherence_BT.shape)},"
+                f" expected (B, T, {self.input_dim}) and (B, T)"
+            )
+        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).chunk(3, dim=-1)
+        query_BTA = functional.normalize(query_BTA, dim=-1)
+        weight_BT1 = coherence_BT.to(value_BTA.dtype).unsqueeze(-1)
+        written_BTC = torch.cat([functional.normalize(key_BTA, dim=-1), value_BTA, weight_BT1], dim=-1)
+        if history is not None:
+            if x_BTD.shape[0] != 1:
+                raise FusionShapeError(f"smf: got {x_BTD.shape[0]} sequences with one history, expected 1")
+            written_BTC = history.append("memory", written_BTC[0]).unsqueeze(0)
+        key_BMA, value_BMA = written_BTC[..., :SEDENION], written_BTC[..., SEDENION:-1]
+        weight_BM1 = written_BTC[..., -1:]
+        share_BTM = self._decayed(query_BTA.shape[1], written_BTC.shape[1]).to(x_BTD.dtype) * weight_BM1.mT
+        total_BT1 = share_BTM.sum(-1, keepdim=True) + _FLOOR
+        read_BTA = ((query_BTA @ key_BMA.mT) * share_BTM) @ value_BMA / total_BT1
+        turned_BTA = read_BTA + product(_imaginary(query_BTA), read_BTA)
+        return cast(Tensor, self.out(turned_BTA))
+
+    def _decayed(self, num_new: int, num_all: int) -> Tensor:
+        """(T, M): λ^(t−s) of the last T of M positions towards all; 0 where s ≥ t. float32."""
+        places = torch.arange(num_all, device=self.decay_logit.device)
+        age_TM = (places[num_all - num_new :, None] - places).float()
+        log_decay = functional.logsigmoid(self.decay_logit.float())
+        return torch.exp(log_decay * age_TM.clamp_min(0.0)) * (age_TM > 0)
+
+
+def _imaginary(number_A: Tensor) -> Tensor:
+    return functional.pad(number_A[..., 1:], (1, 0))
