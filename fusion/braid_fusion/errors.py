@@ -3,6 +3,8 @@
 FusionError
 ├── PlanError             a plan that no modules can be built from; names the point, the option and the value
 ├── GraftConfigError      resonance layers that are configured wrongly, or not for this model; names the key
+├── NonFiniteStateError   NaN or infinity in a model's states; names the layer, the sequence and the position
+├── GraftCacheError       a key-value cache that grafted layers can't go on with
 ├── FusionShapeError      states that are not what the plan and the context say
 ├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
 ├── CorruptWeights        a weight file that is damaged or not what its card says
@@ -31,6 +33,27 @@ class PlanError(FusionError):
 
 class GraftConfigError(FusionError):
     """A configuration of resonance layers that is wrong in itself, or that does not fit the model."""
+
+
+class NonFiniteStateError(FusionError):
+    """NaN or infinity in the states behind a grafted layer. The call left nothing behind.
+
+    Attributes:
+        layer_idx: the decoder layer.
+        sequence: the row of the batch.
+        position: in that sequence, padding and what a cache held before counted.
+    """
+
+    def __init__(self, layer_idx: int, sequence: int, position: int, num_positions: int) -> None:
+        super().__init__(
+            f"states behind layer {layer_idx}: got NaN or infinity at position {position} of sequence {sequence} "
+            f"({num_positions} position(s) in all), expected finite numbers"
+        )
+        self.layer_idx, self.sequence, self.position = layer_idx, sequence, position
+
+
+class GraftCacheError(FusionError):
+    """A key-value cache that lacks the rows which grafted layers look back at, or has others."""
 
 
 class FusionShapeError(FusionError):

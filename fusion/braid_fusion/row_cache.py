@@ -62,6 +62,15 @@ class RowCache:
         for part in self._parts.values():
             part.crop(length)
 
+    def copy(self) -> RowCache:
+        """The same rows in buffers of their own, as when a sequence goes on in two ways."""
+        twin = RowCache()
+        twin._lengths = dict(self._lengths)
+        twin._buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        twin._parts = {key: part.copy() for key, part in self._parts.items()}
+        twin._lanes = {lane: cache.copy() for lane, cache in self._lanes.items()}
+        return twin
+
     def num_bytes(self) -> int:
         """Bytes that the buffers take, spare room included."""
         own = sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())

@@ -23,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from braid_fusion.differences import differences
 from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights, WeightMismatch
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
@@ -160,11 +161,9 @@ def load_weights(stack: FusionStack, folder: Path | str) -> WeightCard:
     """
     folder = Path(folder)
     card = read_card(folder)
-    differences = plan_differences(card.plan, stack.plan)
-    if differences:
-        raise WeightMismatch(
-            f"weights {card.version!r} were made for another braid: {'; '.join(differences)}"
-        )
+    unlike = plan_differences(card.plan, stack.plan)
+    if unlike:
+        raise WeightMismatch(f"weights {card.version!r} were made for another braid: {'; '.join(unlike)}")
     tensors = _read_tensors(folder / WEIGHTS_FILE, card.weights_sha256)
     expected = stack.state_dict()
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -184,31 +183,13 @@ def load_weights(stack: FusionStack, folder: Path | str) -> WeightCard:
 
 def plan_differences(saved: BraidPlan, running: BraidPlan) -> list[str]:
     """Each field in which two plans differ, with both values. The seed doesn't count."""
-    left, right = _flatten(_plain(saved)), _flatten(_plain(running))
-    return [
-        f"{key}: the weights have {left.get(key, 'nothing')!r}, this braid has {right.get(key, 'nothing')!r}"
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key, _ABSENT) != right.get(key, _ABSENT)
-    ]
-
-
-_ABSENT = object()
+    return differences(_plain(saved), _plain(running), "this braid")
 
 
 def _plain(plan: BraidPlan) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
     del raw["seed"]
     return raw
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()
-        }
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {k: v for i, item in enumerate(value) for k, v in _flatten(item, f"{key}[{i}]").items()}
-    return {key: value}
 
 
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:

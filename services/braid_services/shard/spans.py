@@ -17,6 +17,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from braid_fusion.grafting.layers import layer_lists
 from braid_rpc.errors import (
     ConflictError,
     InvalidRequestError,
@@ -211,16 +212,9 @@ def _pick_logit_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:
 
 def find_layers(model: Any) -> nn.ModuleList:
     """The model's decoder layers. Raises: UnsupportedModelError if there is not exactly one such list."""
-    config = model.config.get_text_config()
-    num_layers = getattr(config, "num_hidden_layers", 0)
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == num_layers > 0
-        and all(any(hasattr(part, "layer_idx") for part in layer.modules()) for layer in module)
-    ]
+    lists = [layers for _, layers in layer_lists(model)]
     if len(lists) != 1:
+        num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
         raise UnsupportedModelError(
             f"{model.config.model_type}: cannot be run span by span: found {len(lists)} lists of {num_layers} "
             "decoder layers whose attention knows its index, expected one"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import VOCAB, make_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -36,7 +37,7 @@ from braid_services.shard import spans
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
 
-from .conftest import VOCAB, Driver, make_backend, make_model, plain_logits
+from .conftest import Driver, make_backend, plain_logits
 
 # float32: sums taken in another order.
 TOLERANCE = 1e-5

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, UNSUPPORTED, VOCAB, make_model
 from torch import Tensor
 
 from braid_rpc.errors import ContextLengthError, UnsupportedModelError
@@ -15,7 +16,7 @@ from braid_rpc.steps import OpenSession
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.families import TESTED
 
-from .conftest import FAMILIES, UNSUPPORTED, VOCAB, Driver, make_backend, make_model, plain_logits
+from .conftest import Driver, make_backend, plain_logits
 
 # float32, relative to the largest logit: sums taken in another order.
 TOLERANCE = 1e-5

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import VOCAB
 from models import save_tiny_model, tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -18,7 +19,7 @@ from braid_services.shard.config import ShardConfig
 from braid_services.shard.fingerprint import model_hash
 from braid_services.shard.quantization import QUANTIZATIONS, Int8Linear
 
-from .conftest import VOCAB, Driver, make_backend, plain_logits
+from .conftest import Driver, make_backend, plain_logits
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

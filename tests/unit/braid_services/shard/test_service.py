@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from families import make_model
 
 from braid_rpc.cards import PROTOCOL_VERSION, ShardCard
 from braid_rpc.channels import make_channel
@@ -23,7 +24,7 @@ from braid_services.shard.config import ShardConfig
 from braid_services.shard.main import serve_backend, serve_shard
 from braid_services.tensors import decode_torch, encode_torch
 
-from .conftest import make_backend, make_model
+from .conftest import make_backend
 from .test_backend import make_tokenizer, wait_until
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from families import VOCAB, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,7 +15,7 @@ from braid_rpc.steps import OpenSession, Segment, SpanResult, SpanStep
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.stream import ShardStream
 
-from .conftest import VOCAB, make_backend, make_model, plain_logits
+from .conftest import make_backend, plain_logits
 
 # float32, relative to logits of order one: sums taken in another order.
 TOLERANCE = 2e-5
