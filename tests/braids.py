@@ -37,6 +37,7 @@ from braid_orchestrator.engine.requests import (
     ScoreResult,
     TokenEvent,
 )
+from braid_orchestrator.serving.service import BraidService
 from braid_rpc.errors import BraidError
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
@@ -107,8 +108,9 @@ class Result:
 class Client:
     """Blocking calls on an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, service: BraidService) -> None:
         self.engine = engine
+        self.service = service
 
     def submit(self, prompt: str | tuple[int, ...], **options: object) -> queue.Queue[Event | BraidError]:
         events: queue.Queue[Event | BraidError] = queue.Queue()
@@ -179,7 +181,7 @@ def running(
                 fusion = lambda target=server.targets[0]: target  # noqa: E731
             service = assemble_remote(config, targets, fusion)
         try:
-            yield Client(service._engine)
+            yield Client(service._engine, service)
         finally:
             service.stop()
     finally:

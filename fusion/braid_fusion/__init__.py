@@ -10,6 +10,12 @@ from typing import Any
 
 _HOME = {
     "BenettinTwin": "resonance.lyapunov",
+    "DecisionClassifier": "deciding",
+    "cheapest_answers": "deciding",
+    "load_classifier": "deciding",
+    "register_predicate": "deciding",
+    "save_classifier": "deciding",
+    "train_classifier": "deciding",
     "CoherenceGateConfig": "resonance.config",
     "FusionConfig": "resonance.config",
     "GraftConfigError": "errors",

@@ -10,6 +10,7 @@ FusionError
 ├── CorruptWeights        a weight file that is damaged or not what its card says
 ├── UnknownWeights        no weights of that version
 ├── StabilityError        options of a stability monitor that make no sense, or figures it can't take
+├── DeciderError          a way to decide who answers that cannot be found or built, or examples it can't learn from
 ├── UnreadableTokenizer   a text that is no tokenizer of the `tokenizers` library
 ├── TrainingError         a training run that cannot go on
 │   ├── TrainingConfigError      a setting out of range; names the key
@@ -78,6 +79,10 @@ class NotAVersion(FusionError):  # noqa: N818 - beside UnknownWeights
 
 class StabilityError(FusionError):
     """Options of a stability monitor that make no sense, or figures that it can't take."""
+
+
+class DeciderError(FusionError):
+    """A way to decide who answers that cannot be found or built, or examples that it cannot learn from."""
 
 
 class UnreadableTokenizer(FusionError):  # noqa: N818 - beside CorruptWeights

@@ -9,6 +9,7 @@ from itertools import pairwise
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
 from braid_fusion.strategies import place_points
 from braid_orchestrator.config.values import BraidConfig, PointConfig
+from braid_orchestrator.deciding import Deciding, make_decider
 from braid_orchestrator.engine.engine import Engine
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
@@ -104,6 +105,7 @@ def _assemble(
     try:
         plan = resolve_plan(config, [shard.card for shard in shards])
         fusion.prepare(plan)
+        decider = make_decider(config.braiding, [shard.card.name for shard in shards])
         lanes = Lanes(plan, [shard.card for shard in shards], lambda shard: shards[shard].tokenizer_json())
         max_message_bytes = min(shard.max_message_bytes for shard in config.shards)
         texts = [
@@ -120,9 +122,10 @@ def _assemble(
     link = None if store is None else StateLink(store, config.state, engine)
     if link is not None:
         link.start()
+    deciding = Deciding(plan, lanes.anchor.decode, config.braiding.default, decider)
     per_minute = config.limits.requests_per_minute
     limiter = None if per_minute is None else RateLimiter(store or MemoryStore(), per_minute)
-    return BraidService(engine, texts, link, limiter)
+    return BraidService(engine, texts, link, limiter, deciding)
 
 
 def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:

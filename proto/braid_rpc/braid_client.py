@@ -38,6 +38,7 @@ from braid_rpc.completions import (
     GenerateOptions,
     Prompt,
     Score,
+    UseBraiding,
     collect,
 )
 from braid_rpc.errors import BraidError
@@ -104,11 +105,12 @@ class BraidClient:
         self,
         prompt: Prompt,
         *,
-        use_braiding: bool = True,
+        use_braiding: UseBraiding | None = None,
         shard: str = "",
         timeout_s: float | None = None,
     ) -> Score:
-        """Log-probabilities of a given text; of one ``shard`` alone with ``use_braiding`` false."""
+        """Log-probabilities of a given text; of one ``shard`` alone with ``use_braiding`` false. None: the service's
+        default."""
         message = score_message(prompt, use_braiding=use_braiding, shard=shard, timeout_s=timeout_s)
         return score_from_proto(call_unary(self._stub.Score, message, self._options, timeout_s=timeout_s))
 

@@ -33,6 +33,7 @@ from braid_rpc.completions import (
     GenerateOptions,
     Prompt,
     Score,
+    UseBraiding,
 )
 from braid_rpc.errors import RequestCancelledError
 from braid_rpc.handshake import check_protocol
@@ -78,11 +79,12 @@ class AsyncBraidClient:
         self,
         prompt: Prompt,
         *,
-        use_braiding: bool = True,
+        use_braiding: UseBraiding | None = None,
         shard: str = "",
         timeout_s: float | None = None,
     ) -> Score:
-        """Log-probabilities of a given text; of one ``shard`` alone with ``use_braiding`` false."""
+        """Log-probabilities of a given text; of one ``shard`` alone with ``use_braiding`` false. None: the service's
+        default."""
         message = score_message(prompt, use_braiding=use_braiding, shard=shard, timeout_s=timeout_s)
         reply = await call_unary_async(self._stub.Score, message, self._options, timeout_s=timeout_s)
         return score_from_proto(reply)

@@ -22,6 +22,7 @@ from braid_rpc.completions import (
     Timings,
     Token,
     TopLogprob,
+    UseBraiding,
 )
 from braid_rpc.errors import InvalidRequestError
 from braid_rpc.step_times import PartTimes, StepTimes
@@ -52,10 +53,12 @@ def generate_message(prompt: Prompt, options: Mapping[str, Any]) -> braid_pb2.Ge
 
 
 def score_message(
-    prompt: Prompt, *, use_braiding: bool, shard: str, timeout_s: float | None
+    prompt: Prompt, *, use_braiding: UseBraiding | None, shard: str, timeout_s: float | None
 ) -> braid_pb2.ScoreRequest:
     """The request to score a text or token ids. Raises: InvalidRequestError."""
-    message = braid_pb2.ScoreRequest(use_braiding=use_braiding, shard=shard, timeout_s=timeout_s or 0.0)
+    message = braid_pb2.ScoreRequest(shard=shard, timeout_s=timeout_s or 0.0)
+    if use_braiding is not None:
+        _set(message, "use_braiding", use_braiding)
     _set_prompt(message, prompt)
     return message
 
@@ -75,7 +78,14 @@ def event_from_proto(message: braid_pb2.GenerateEvent) -> Event | None:
             )
         case "started":
             started = message.started
-            return Started(started.request_id, started.model, started.prompt_tokens, started.weights_version)
+            return Started(
+                started.request_id,
+                started.model,
+                started.prompt_tokens,
+                started.weights_version,
+                started.braided,
+                started.answered_by,
+            )
         case "choice_finished":
             choice = message.choice_finished
             return ChoiceFinished(choice.index, choice.finish_reason, choice.stop_reason, choice.text)
@@ -112,7 +122,14 @@ def _part(message: braid_pb2.PartTimes) -> PartTimes:
 
 def score_from_proto(reply: braid_pb2.ScoreReply) -> Score:
     """The score that ``reply`` carries."""
-    return Score(tuple(reply.token_ids), tuple(reply.tokens), tuple(reply.logprobs), reply.num_bytes)
+    return Score(
+        tuple(reply.token_ids),
+        tuple(reply.tokens),
+        tuple(reply.logprobs),
+        reply.num_bytes,
+        reply.braided,
+        reply.answered_by,
+    )
 
 
 def card_from_proto(message: braid_pb2.BraidCard) -> BraidCard:
@@ -150,6 +167,8 @@ def _set(message: Any, name: str, value: Any, *, label: str = "") -> None:
             message.stop_token_ids.extend(value)
         elif name == "logit_bias":
             message.logit_bias.update(value)
+        elif name == "use_braiding" and value == "auto":
+            message.auto_braiding = True
         else:
             setattr(message, name, value)
     except (TypeError, ValueError, AttributeError) as error:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from braid_rpc.errors import UnavailableError
 from braid_rpc.step_times import StepTimes
 
 Prompt = str | Sequence[int]
+UseBraiding = bool | Literal["auto"]
 
 
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of `generate` and `stream`; what is left out is the server's default.
 
     ``n`` choices are generated for one prompt. With ``use_braiding`` false one shard answers alone: ``shard``, or
-    the anchor. ``logprobs`` is how many alternatives to report per token. ``timeout_s`` holds for everything.
+    the anchor; with "auto" the service decides. ``logprobs`` is how many alternatives to report per token.
+    ``timeout_s`` holds for everything.
     ``timings`` asks where the time of its steps went.
     """
 
@@ -36,7 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int
     n: int
-    use_braiding: bool
+    use_braiding: UseBraiding
     shard: str
     model: str
     request_id: str
@@ -46,12 +48,15 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request was admitted; ``model`` is the braid's name, or the shard's that answers alone."""
+    """The request was admitted; ``model`` is the braid's name, or the shard's that answers alone. ``braided`` tells
+    which, ``answered_by`` is that name again."""
 
     request_id: str
     model: str
     prompt_tokens: int
     weights_version: str
+    braided: bool = True
+    answered_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     timings: Timings
+    braided: bool = True
+    answered_by: str = ""
 
     @property
     def text(self) -> str:
@@ -166,12 +173,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``logprobs[i]`` is the natural log-probability of token i given those before; the first has none: 0."""
+    """``logprobs[i]`` is the natural log-probability of token i given those before; the first has none: 0.
+    ``answered_by`` the braid, or with ``braided`` false the shard of that name alone."""
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     num_bytes: int
+    braided: bool = True
+    answered_by: str = ""
 
     @property
     def total_logprob(self) -> float:
@@ -253,6 +263,8 @@ class CompletionBuilder:
             self._finished.prompt_tokens,
             self._finished.completion_tokens,
             self._finished.timings,
+            self._started.braided,
+            self._started.answered_by,
         )
 
     def _choice(self, index: int) -> Choice:

@@ -4,6 +4,7 @@ BraidError                      INTERNAL             500
 ├── InvalidRequestError         INVALID_ARGUMENT     400   a value outside what is allowed
 │   ├── ConfigError                                        a key of the configuration
 │   ├── ShapeMismatchError                                 a tensor's shape
+│   ├── NoDeciderError                                     a decision was asked for, and nothing can decide
 │   ├── FrameError                                         bytes that are not the tensor they claim to be
 │   └── ContextLengthError                                 more tokens than some shard can hold
 ├── NotFoundError               NOT_FOUND            404
@@ -54,6 +55,10 @@ class ConfigError(InvalidRequestError):
 
 class ShapeMismatchError(InvalidRequestError):
     """A tensor of another shape than was agreed."""
+
+
+class NoDeciderError(InvalidRequestError):
+    """A decision who is to answer was asked for, and nothing is configured that could decide."""
 
 
 class FrameError(InvalidRequestError):

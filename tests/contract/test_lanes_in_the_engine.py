@@ -131,7 +131,7 @@ def test_losing_a_part_changes_no_token(
         targets = {shard: (lambda shard=shard: servers[shard].targets[0]) for shard in NAMES}
         service = assemble_remote(config, targets, None)
         try:
-            client = Client(service._engine)
+            client = Client(service._engine, service)
             events = client.submit(PROMPT, **OPTIONS)
             while not isinstance(event := events.get(timeout=60), TokenEvent):
                 pass

@@ -69,7 +69,7 @@ def client(parts: Parts) -> Iterator[Client]:
     shards = {name: (lambda name=name: parts.target(name)) for name in ("left", "right")}
     service = assemble_remote(parts._config, shards, lambda: parts.target("fusion"))
     try:
-        yield Client(service._engine)
+        yield Client(service._engine, service)
     finally:
         service.stop()
 

@@ -100,7 +100,7 @@ def client(cluster: Cluster, tmp_path: Path) -> Iterator[Client]:
     sources = {name: cluster.replicas(name) for name in ("left", "right")}
     service = assemble_remote(config, sources, None)
     try:
-        yield Client(service._engine)
+        yield Client(service._engine, service)
     finally:
         service.stop()
 

@@ -31,11 +31,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from braid_fusion.context import FusionContext
+from braid_fusion.deciding import predicates
 from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
 from braid_orchestrator.cli.main import app as command_line
+from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.models import SECTIONS, BraidModel, parse_size
-from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.config.schema import load_braid_config, parse_braid_config
+from braid_orchestrator.deciding import make_decider
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Finished,
@@ -64,6 +67,8 @@ DEPLOY = REPOSITORY / "deploy" / "braid.yaml"
 
 # Every Python block of a document, by the heading above it; those of HTTP and gRPC run in tests/e2e/test_readme.py.
 RUN_HERE = {
+    ("braiding.md", "A classifier"),
+    ("braiding.md", "A predicate"),
     ("configuration.md", "Plain processes"),
     ("fusion.md", "A strategy of your own"),
     ("fusion.md", "Training"),
@@ -293,6 +298,24 @@ def test_the_training_that_is_shown_lowers_the_loss_and_serves(own_registry: Non
     assert service.active_version == "v2"
 
 
+def test_the_deciders_that_are_shown_decide(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicates, "_PREDICATES", {})
+    braiding = REPOSITORY / "docs" / "braiding.md"
+    (block,) = blocks_under(braiding, "A predicate")
+    namespace: dict[str, Any] = {}
+    block.run(namespace)
+    by_looks = predicates.find_predicate("by_looks")
+    assert [by_looks(text) for text in ("x" * 500, "def f():", "A word.")] == [True, "code", "prose"]
+    (block,) = blocks_under(braiding, "A classifier")
+    block.run(namespace)
+    namespace["braided"].close()
+    assert namespace["completion"].answered_by in {"demo", "code", "prose"}
+    settings = yaml.safe_load(DEPLOY.read_text(encoding="utf-8"))["applications"][0]["args"]
+    for shown in blocks_under(braiding, "A classifier", "yaml"):
+        config = locate_files(parse_braid_config(settings | yaml.safe_load(shown.code)))
+        assert make_decider(config.braiding, ["code", "prose"]) is not None
+
+
 # --- HTTP and gRPC ------------------------------------------------------------------------------------------
 
 
@@ -351,7 +374,7 @@ def test_the_events_that_are_shown_have_the_shape_of_events() -> None:
     shown = re.findall(r"event: (\w+)\ndata: (.+)\n", block.code)
     timings = RequestTimings(0.0, 0.0, 0.0)
     sent = [
-        event_data(event, "demo")
+        event_data(event, "demo", braided=True)
         for event in (
             Started("id", 5, "v1"),
             TokenEvent(0, 287, " is", weights={"code": 0.2, "prose": 0.8}),

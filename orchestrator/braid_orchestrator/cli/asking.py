@@ -33,6 +33,7 @@ class Braid(ABC):
 
     # Who answered, known once a stream has begun.
     model = ""
+    braided = True
 
     @abstractmethod
     def stream(self, request: GenerateRequest, model: str | None) -> Iterator[Event]:
@@ -80,7 +81,7 @@ class HttpBraid(Braid):
                 if name == "error":
                     raise _error(data["error"])
                 if name == "started":
-                    self.model = data["model"]
+                    self.model, self.braided = data["model"], data["braided"]
                 yield _event(name, data)
 
     def describe(self) -> dict[str, Any]:
@@ -123,19 +124,22 @@ class LocalBraid(Braid):
         import asyncio
         from dataclasses import replace
 
-        from braid_orchestrator.serving.model_selection import select_model
+        from braid_orchestrator.serving.model_selection import answered_by, select_model
 
         description = self._service.describe()
         use_braiding, shard = select_model(
             model,
-            None if request.use_braiding else False,
+            request.use_braiding,
             request.shard,
             braid=description.name,
             shards=[one.name for one in description.shards],
         )
-        self.model = description.name if use_braiding else shard or description.anchor
-        events = self._service.generate(replace(request, use_braiding=use_braiding, shard=shard))
+        request = replace(request, use_braiding=use_braiding, shard=shard)
         with asyncio.Runner() as runner:
+            request = runner.run(self._service.decide(request))
+            self.model = answered_by(request, braid=description.name, anchor=description.anchor)
+            self.braided = request.use_braiding is True
+            events = self._service.generate(request)
             while True:
                 try:
                     yield runner.run(_next(events))
@@ -163,7 +167,7 @@ def _body(request: GenerateRequest, model: str | None) -> dict[str, Any]:
         "prompt": request.prompt,
         "n": request.n,
         "model": model,
-        "use_braiding": None if request.use_braiding else False,
+        "use_braiding": request.use_braiding,
         "shard": request.shard,
         "timeout_s": request.timeout_s,
         "stream": True,

@@ -33,12 +33,11 @@ class GrpcBraid(Braid):
     def stream(self, request: GenerateRequest, model: str | None) -> Iterator[Event]:
         """See `Braid`."""
         options = asdict(request.sampling) | {"n": request.n, "model": model, "timeout_s": request.timeout_s}
-        if not request.use_braiding:
-            options |= {"use_braiding": False, "shard": request.shard}
+        options |= {"use_braiding": request.use_braiding, "shard": request.shard}
         with self._client.stream(request.prompt, **cast(GenerateOptions, options)) as events:
             for event in events:
                 if isinstance(event, completions.Started):
-                    self.model = event.model
+                    self.model, self.braided = event.model, event.braided
                 yield _translate(event)
 
     def describe(self) -> dict[str, Any]:

@@ -133,4 +133,4 @@ def _ask(url: str, prompt: str, max_tokens: int, *, show: bool) -> GenerateOut:
         braid.close()
     if show:
         out.rule()
-    return answer(collector.result(), braid.model)
+    return answer(collector.result(), braid.model, braided=braid.braided)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from braid_orchestrator.cli.console import err, print_json
 from braid_orchestrator.cli.options import DEFAULT_TARGET, ConfigOption, JsonOption, TargetOption
+
+_BRAIDING: dict[str | None, bool | Literal["auto"] | None] = {
+    None: None,
+    "true": True,
+    "false": False,
+    "auto": "auto",
+}
 
 
 def generate(
@@ -22,6 +29,13 @@ def generate(
     config: ConfigOption = Path("deploy/braid.yaml"),
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A shard's name: it answers alone.")
+    ] = None,
+    use_braiding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="true|false|auto",
+            help="false: one shard answers alone; auto: what the braid has for it decides. Else its default.",
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
@@ -71,7 +85,12 @@ def generate(
         stop=tuple(stop or ()),
         logprobs=logprobs,
     )
-    request = GenerateRequest(sys.stdin.read() if prompt == "-" else prompt, sampling, n=choices)
+    if use_braiding not in _BRAIDING:
+        raise InvalidRequestError(
+            f"--use-braiding: got {use_braiding!r}, expected one of {', '.join(filter(None, _BRAIDING))}"
+        )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    request = GenerateRequest(text, sampling, n=choices, use_braiding=_BRAIDING[use_braiding])
     request.validate()
     braid: Braid
     if local:
@@ -91,7 +110,7 @@ def generate(
                 sys.stdout.flush()
     finally:
         braid.close()
-    result = answer(collector.result(), braid.model)
+    result = answer(collector.result(), braid.model, braided=braid.braided)
     if json:
         print_json(result.model_dump(exclude_unset=True))
         return
@@ -100,7 +119,7 @@ def generate(
     timings, made = result.timings, result.usage.completion_tokens
     err.print(
         f"[dim]{made} tokens in {timings.total_s:.2f} s, the first after {timings.time_to_first_token_s:.2f} s; "
-        f"{result.finish_reason}; weights: {shares or 'none'}[/]",
+        f"{result.finish_reason}; {result.answered_by}'s weights: {shares or 'none'}[/]",
         soft_wrap=True,
         highlight=False,
     )

@@ -27,10 +27,16 @@ def locate_files(config: BraidConfig, elsewhere: Collection[str] = ()) -> BraidC
             raise ConfigError(f"fusion.weights: no folder {folder.absolute()}; {_HINT}, null means untrained")
         fusion = replace(fusion, weights=str(folder.absolute()))
     shards = (shard if shard.name in elsewhere else _locate(shard) for shard in config.shards)
+    braiding = config.braiding
+    if braiding.decide is not None and "/" in braiding.decide:
+        decider = Path(braiding.decide).expanduser()
+        if not decider.is_dir():
+            raise ConfigError(f"braiding.decide: no folder {decider.absolute()}, expected a classifier's")
+        braiding = replace(braiding, decide=str(decider.absolute()))
     auth = config.auth
     if auth.api_keys_file is not None:
         auth = replace(auth, api_keys_file=str(Path(auth.api_keys_file).expanduser().absolute()))
-    return replace(config, shards=tuple(shards), fusion=fusion, auth=auth)
+    return replace(config, shards=tuple(shards), fusion=fusion, braiding=braiding, auth=auth)
 
 
 def _locate(shard: ShardConfig) -> ShardConfig:

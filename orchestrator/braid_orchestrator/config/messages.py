@@ -51,6 +51,7 @@ def _explain(
         "literal_error": f"one of: {context.get('expected', '')}",
         "greater_than_equal": f"at least {context.get('ge')}",
         "greater_than": f"more than {context.get('gt')}",
+        "less_than_equal": f"at most {context.get('le')}",
         "less_than": f"less than {context.get('lt')}",
         "int_type": "a whole number",
         "float_type": "a number",

@@ -28,6 +28,7 @@ from braid_orchestrator.config.values import (
     ORCHESTRATOR,
     AuthConfig,
     BraidConfig,
+    BraidingConfig,
     FusionConfig,
     LimitsConfig,
     PointConfig,
@@ -164,6 +165,37 @@ class FusionModel(_Model):
     frames: Frames = None
 
 
+def _check_braided(value: object) -> object:
+    if not isinstance(value, bool) and value != "auto":
+        raise PydanticCustomError("braided", "true, false or 'auto'")
+    return value
+
+
+Braided = Annotated[bool | Literal["auto"], BeforeValidator(_check_braided)]
+
+
+class BraidingModel(_Model):
+    """Whether requests are braided, or one shard answers alone."""
+
+    default: Braided = True
+    decide: Annotated[StrictStr, Field(min_length=1)] | None = None
+    margin: Annotated[float, Field(ge=0, le=1)] | None = None
+    imports: tuple[StrictStr, ...] = ()
+
+    def check(self) -> None:
+        """Check what one key says about another. Raises: ConfigError."""
+        if self.default == "auto" and self.decide is None:
+            raise ConfigError(
+                "braiding.default: got 'auto' without braiding.decide, expected a predicate's name or a "
+                "classifier's folder there"
+            )
+        if self.margin is not None and "/" not in (self.decide or ""):
+            raise ConfigError(
+                f"braiding.margin: got {self.margin:g}, expected a classifier's folder in braiding.decide with it "
+                "(a path with a slash)"
+            )
+
+
 class LimitsModel(_Model):
     """What the engine takes on at a time."""
 
@@ -217,6 +249,7 @@ class BraidModel(_Model):
     points: list[PointModel] = Field(default_factory=list)
     readout: ReadoutModel = Field(default_factory=ReadoutModel)
     fusion: FusionModel = Field(default_factory=FusionModel)
+    braiding: BraidingModel = Field(default_factory=BraidingModel)
     limits: LimitsModel = Field(default_factory=LimitsModel)
     state: StateModel = Field(default_factory=StateModel)
     auth: AuthModel = Field(default_factory=AuthModel)
@@ -249,6 +282,7 @@ class BraidModel(_Model):
             for receiver in point.receivers or ():
                 if receiver not in names:
                     raise ConfigError(f"{key}.receivers: got {receiver!r}, expected shards among: {known}")
+        self.braiding.check()
         self.state.check()
         limits = self.limits
         if limits.max_batch_tokens <= limits.max_running:
@@ -279,6 +313,7 @@ class BraidModel(_Model):
             ),
             readout=ReadoutConfig(**self.readout.model_dump()),
             fusion=FusionConfig(**self.fusion.model_dump()),
+            braiding=BraidingConfig(**self.braiding.model_dump()),
             limits=LimitsConfig(**self.limits.model_dump()),
             state=StateConfig(**self.state.model_dump()),
             auth=AuthConfig(**self.auth.model_dump()),
@@ -291,6 +326,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "points": PointModel,
     "readout": ReadoutModel,
     "fusion": FusionModel,
+    "braiding": BraidingModel,
     "limits": LimitsModel,
     "state": StateModel,
     "auth": AuthModel,

@@ -95,6 +95,18 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BraidingConfig:
+    """Whether requests are braided or answered by one shard alone. ``default`` is for those that don't say;
+    "auto": ``decide`` decides, which is a registered predicate's name or, with a slash in it, a classifier's folder.
+    ``margin`` instead of the classifier's own. ``imports`` are modules that register predicates."""
+
+    default: bool | Literal["auto"] = True
+    decide: str | None = None
+    margin: float | None = None
+    imports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BraidConfig:
     """The whole, as one file describes it."""
 
@@ -104,6 +116,7 @@ class BraidConfig:
     points: tuple[PointConfig, ...] = ()
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    braiding: BraidingConfig = field(default_factory=BraidingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     state: StateConfig = field(default_factory=StateConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)

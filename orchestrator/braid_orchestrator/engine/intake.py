@@ -10,7 +10,7 @@ from collections.abc import Sequence as Many
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.config.values import LimitsConfig
 from braid_orchestrator.engine.lanes import Lanes, WovenText
-from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest
+from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest, UseBraiding
 from braid_orchestrator.engine.sessions import (
     BRAIDED,
     GeneratedSequence,
@@ -91,7 +91,11 @@ class Intake:
         if request_id in running:
             raise ConflictError(f"request_id: {request_id!r} is already running, expected one that is not")
 
-    def _route(self, use_braiding: bool, shard: str | None) -> int:
+    def _route(self, use_braiding: UseBraiding, shard: str | None) -> int:
+        if not isinstance(use_braiding, bool):
+            raise InvalidRequestError(
+                f"use_braiding: got {use_braiding!r} where nobody decides, expected true or false"
+            )
         if use_braiding:
             return BRAIDED
         names = [one.name for one in self._plan.shards]

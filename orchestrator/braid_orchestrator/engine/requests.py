@@ -13,6 +13,9 @@ from typing import Literal
 from braid_rpc.errors import InvalidRequestError
 from braid_rpc.step_times import StepTimes
 
+UseBraiding = bool | Literal["auto"] | None
+"""Whether the braid answers, or one shard alone. "auto": what is configured decides; None: the service's default."""
+
 MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 20
 
@@ -84,7 +87,7 @@ class GenerateRequest:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     request_id: str = ""
     n: int = 1
-    use_braiding: bool = True
+    use_braiding: UseBraiding = True
     shard: str | None = None
     timeout_s: float | None = None
     timings: bool = False
@@ -176,7 +179,7 @@ class ScoreRequest:
     the number of alternatives reported per token."""
 
     prompt: str | tuple[int, ...]
-    use_braiding: bool = True
+    use_braiding: UseBraiding = True
     shard: str | None = None
     timeout_s: float | None = None
     top_logprobs: int = 0
@@ -204,15 +207,20 @@ class ScoreResult:
     num_bytes: int
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
 
+    @property
+    def bits_per_byte(self) -> float:
+        """−log₂ of the text's probability behind its first token, per byte of it; NaN where there is none."""
+        return -math.fsum(self.logprobs) / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+
 
 def _check_asked(
-    prompt: str | tuple[int, ...], use_braiding: bool, shard: str | None, timeout_s: float | None
+    prompt: str | tuple[int, ...], use_braiding: UseBraiding, shard: str | None, timeout_s: float | None
 ) -> None:
     if not prompt:
         raise InvalidRequestError("prompt: got an empty prompt, expected at least one character or token id")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise InvalidRequestError(f"timeout_s: got {timeout_s}, expected a positive number of seconds")
-    if use_braiding and shard is not None:
-        raise InvalidRequestError(
-            f"shard: got {shard!r} together with use_braiding, expected use_braiding false"
-        )
+    if use_braiding not in (True, False, None, "auto"):
+        raise InvalidRequestError(f"use_braiding: got {use_braiding!r}, expected true, false or 'auto'")
+    if use_braiding is not False and shard is not None:
+        raise InvalidRequestError(f"shard: got {shard!r}, expected use_braiding false together with it")

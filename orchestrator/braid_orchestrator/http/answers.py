@@ -17,8 +17,8 @@ from braid_orchestrator.http.native_schemas import (
 )
 
 
-def answer(collected: Collected, model: str) -> GenerateOut:
-    """The whole answer. ``model`` is who gave it."""
+def answer(collected: Collected, model: str, *, braided: bool) -> GenerateOut:
+    """The whole answer. ``model`` is who gave it: the braid, or else one shard."""
     choices = [_choice_out(index, choice) for index, choice in enumerate(collected.choices)]
     finished = collected.finished
     more: dict[str, Any] = {"choices": choices} if len(choices) > 1 else {}
@@ -27,6 +27,8 @@ def answer(collected: Collected, model: str) -> GenerateOut:
         **more,
         request_id=collected.started.request_id,
         model=model,
+        braided=braided,
+        answered_by=model,
         weights_version=collected.started.weights_version,
         usage=_usage(finished),
         timings=TimingsOut.of(finished.timings),
@@ -65,11 +67,11 @@ def _usage(finished: Finished) -> UsageOut:
     )
 
 
-def event_data(event: Event, model: str) -> tuple[str, dict[str, Any]]:
-    """The name and the data of one event of a stream."""
+def event_data(event: Event, model: str, *, braided: bool) -> tuple[str, dict[str, Any]]:
+    """The name and the data of one event of a stream. ``model`` is who answers."""
     match event:
         case Started():
-            return "started", asdict(event) | {"model": model}
+            return "started", asdict(event) | {"model": model, "braided": braided, "answered_by": model}
         case TokenEvent():
             return "token", {"index": event.index} | _token_out(event).model_dump(exclude_unset=True)
         case ChoiceFinished():

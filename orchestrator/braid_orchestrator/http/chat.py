@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -27,7 +28,7 @@ from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPO
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
-from braid_orchestrator.serving.model_selection import select_model
+from braid_orchestrator.serving.model_selection import answered_by, select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.errors import BraidError, InvalidRequestError
@@ -59,21 +60,31 @@ async def _prepare(service: BraidPort, body: ChatBody) -> _Call:
         )
     description = service.describe()
     shards = [shard.name for shard in description.shards]
-    use_braiding, shard = select_model(body.model, None, None, braid=service.name, shards=shards)
+    use_braiding, shard = select_model(body.model, body.use_braiding, None, braid=service.name, shards=shards)
+    # Whoever answers has a template of its own, so that is decided by what was said, not by how it is written out.
+    asked = GenerateRequest(_said(body), body.options(1), use_braiding=use_braiding, shard=shard)
+    decided = await service.decide(asked)
+    shard = decided.shard
     text = service.text(shard)
     prompt = await asyncio.to_thread(_prompt, text, body)
-    context = description.context_length if use_braiding else text.context_length
+    context = description.context_length if decided.use_braiding else text.context_length
     request = GenerateRequest(
         prompt,
         body.options(context - len(prompt)),
         current_call().name_request(prefix="chatcmpl-"),
         body.n,
-        use_braiding,
+        decided.use_braiding,
         shard,
         timings=body.timings,
     )
     request.validate()
-    return _Call(service, body, text, request, shard or service.name)
+    who = answered_by(request, braid=service.name, anchor=description.anchor)
+    return _Call(service, body, text, request, who)
+
+
+def _said(body: ChatBody) -> str:
+    contents = (message.for_template().get("content") for message in body.messages)
+    return "\n".join(content for content in contents if isinstance(content, str))
 
 
 def _prompt(text: ShardText, body: ChatBody) -> tuple[int, ...]:
@@ -97,6 +108,9 @@ class _Call:
         self._id = request.request_id
         self._created = int(time.time())
         self._model = model
+        self._told: dict[str, Any] = {}
+        if body.use_braiding is not None:
+            self._told = {"braided": model == service.name, "answered_by": model}
         self._usage: CompletionUsageOut | None = None
         self._timings: TimingsOut | None = None
         self.events = as_generator(service.generate(request))
@@ -115,6 +129,7 @@ class _Call:
             choices=choices,
             usage=self._usage,
             timings=self._timings,
+            **self._told,
         )
 
     async def stream(self, first: Event) -> AsyncGenerator[bytes, None]:
@@ -129,8 +144,8 @@ class _Call:
                     for piece in self._pieces(event):
                         yield self._chunk([piece])
             usage = self._body.stream_options and self._body.stream_options.include_usage
-            if usage or self._body.timings:
-                yield self._chunk([], self._usage if usage else None, self._timings)
+            if usage or self._body.timings or self._told:
+                yield self._chunk([], self._usage if usage else None, self._timings, self._told)
         except BraidError as error:
             yield sse(error_body(error))
         except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
@@ -179,6 +194,7 @@ class _Call:
         choices: list[ChatDeltaOut],
         usage: CompletionUsageOut | None = None,
         timings: TimingsOut | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> bytes:
         chunk = ChatChunkOut(
             id=self._id,
@@ -187,6 +203,7 @@ class _Call:
             choices=choices,
             usage=usage,
             timings=timings,
+            **(told or {}),
         )
         data = chunk.model_dump()
         for choice, sent in zip(choices, data["choices"], strict=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from braid_orchestrator.engine.requests import SamplingOptions
-from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut
+from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut, UseBraidingField
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, NullIsDefault, StreamOptions, Timed
 from braid_rpc.errors import InvalidRequestError
 
@@ -65,6 +65,7 @@ class ChatBody(NullIsDefault, SamplingFields):
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=0)] = None
     tool_choice: Literal["none"] | None = None
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
+    use_braiding: UseBraidingField = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 
@@ -159,6 +160,8 @@ class ChatOut(Timed):
     choices: list[ChatChoiceOut]
     usage: CompletionUsageOut | None = None
     timings: TimingsOut | None = None
+    braided: bool | None = None
+    answered_by: str | None = None
 
 
 class ChatChunkOut(Timed):
@@ -171,3 +174,5 @@ class ChatChunkOut(Timed):
     choices: list[ChatDeltaOut]
     usage: CompletionUsageOut | None = None
     timings: TimingsOut | None = None
+    braided: bool | None = None
+    answered_by: str | None = None

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -31,8 +32,9 @@ from braid_orchestrator.http.openai_schemas import (
 )
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
-from braid_orchestrator.serving.model_selection import select_model
+from braid_orchestrator.serving.model_selection import answered_by, select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
+from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.errors import BraidError, InvalidRequestError
 
 _MAX_PROMPTS = 64
@@ -63,7 +65,9 @@ class _Call:
 
     def __init__(self, service: BraidPort, body: CompletionBody) -> None:
         shards = [shard.name for shard in service.describe().shards]
-        use_braiding, shard = select_model(body.model, None, None, braid=service.name, shards=shards)
+        use_braiding, shard = select_model(
+            body.model, body.use_braiding, None, braid=service.name, shards=shards
+        )
         check_stream_options(body.stream, body.stream_options)
         if body.best_of is not None and body.best_of != body.n:
             raise InvalidRequestError(
@@ -80,11 +84,12 @@ class _Call:
         if self._only_echo:
             sampling = replace(sampling, max_tokens=1, min_tokens=0)
         self._service = service
-        self._text = service.text(shard)
         self._body = body
         self._id = current_call().name_request(prefix="cmpl-")
         self._created = int(time.time())
         self._model = shard or service.name
+        self._anchor = service.describe().anchor
+        self._answered_by: dict[int, str] = {}
         self._requests = [
             GenerateRequest(
                 prompt,
@@ -112,7 +117,7 @@ class _Call:
             async for piece in self.pieces:
                 if piece is not None:
                     _append(choices[piece.index], piece)
-        return self._chunk(choices, self._usage(), self._told_timings())
+        return self._chunk(choices, self._usage(), self._told_timings(), is_last=True)
 
     async def stream(self, first: CompletionChoiceOut | None) -> AsyncGenerator[bytes, None]:
         """Server-sent events, one per piece."""
@@ -124,8 +129,8 @@ class _Call:
                     if piece is not None and (piece.text or piece.finish_reason or piece.logprobs):
                         yield sse(self._chunk([piece]).model_dump())
             usage = self._body.stream_options and self._body.stream_options.include_usage
-            if usage or self._body.timings:
-                end = self._chunk([], self._usage() if usage else None, self._told_timings())
+            if usage or self._body.timings or self._body.use_braiding is not None:
+                end = self._chunk([], self._usage() if usage else None, self._told_timings(), is_last=True)
                 yield sse(end.model_dump(exclude_none=False))
         except BraidError as error:
             yield sse(error_body(error))
@@ -134,7 +139,8 @@ class _Call:
         yield DONE
 
     async def _pieces(self, position: int) -> AsyncGenerator[CompletionChoiceOut | None, None]:
-        request, base = self._requests[position], position * self._body.n
+        request, base = await self._decided(position), position * self._body.n
+        text = self._service.text(request.shard)
         if self._body.echo:
             echo = await echo_of(self._service, request, self._body.logprobs)
             if self._only_echo:
@@ -155,7 +161,7 @@ class _Call:
                     case TokenEvent():
                         index = base + event.index
                         yield CompletionChoiceOut(
-                            index=index, text=event.text, logprobs=self._token_logprobs(event, index)
+                            index=index, text=event.text, logprobs=self._token_logprobs(event, index, text)
                         )
                     case ChoiceFinished():
                         yield CompletionChoiceOut(
@@ -173,13 +179,21 @@ class _Call:
     def _request_id(self, position: int, num_prompts: int) -> str:
         return self._id if num_prompts == 1 else f"{self._id}-{position}"
 
-    def _token_logprobs(self, token: TokenEvent, index: int) -> LogprobsOut | None:
+    async def _decided(self, position: int) -> GenerateRequest:
+        request = await self._service.decide(self._requests[position])
+        who = answered_by(request, braid=self._service.name, anchor=self._anchor)
+        self._answered_by[position] = who
+        if len(self._requests) == 1:
+            self._model = who
+        return request
+
+    def _token_logprobs(self, token: TokenEvent, index: int, text: ShardText) -> LogprobsOut | None:
         offset = self._offsets[index]
         self._offsets[index] += len(token.text)
         if token.logprob is None:
             return None
         logprob = finite(token.logprob)
-        name = self._text.names([token.token_id])[0] if token.top_logprobs else ""
+        name = text.names([token.token_id])[0] if token.top_logprobs else ""
         return LogprobsOut(
             tokens=[token.text],
             token_logprobs=[logprob],
@@ -198,7 +212,10 @@ class _Call:
         choices: list[CompletionChoiceOut],
         usage: CompletionUsageOut | None = None,
         timings: list[TimingsOut] | None = None,
+        *,
+        is_last: bool = False,
     ) -> CompletionOut:
+        told = is_last and self._body.use_braiding is not None
         return CompletionOut(
             id=self._id,
             created=self._created,
@@ -206,7 +223,12 @@ class _Call:
             choices=choices,
             usage=usage,
             timings=timings,
+            **(self._told_answerers() if told else {}),
         )
+
+    def _told_answerers(self) -> dict[str, Any]:
+        names = [name for _, name in sorted(self._answered_by.items())]
+        return {"braided": [name == self._service.name for name in names], "answered_by": names}
 
 
 def _append(choice: CompletionChoiceOut, piece: CompletionChoiceOut) -> None:

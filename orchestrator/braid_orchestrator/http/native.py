@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from braid_orchestrator.engine.requests import Event
+from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest, UseBraiding
 from braid_orchestrator.http.answers import answer, event_data
 from braid_orchestrator.http.collecting import collect, finite
 from braid_orchestrator.http.errors import error_body, internal_error
@@ -26,7 +26,7 @@ from braid_orchestrator.http.native_schemas import (
 )
 from braid_orchestrator.http.streaming import EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
-from braid_orchestrator.serving.model_selection import select_model
+from braid_orchestrator.serving.model_selection import answered_by, select_model
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.errors import BraidError
 
@@ -44,22 +44,29 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         use_braiding, shard = _select(body, service)
         request = body.request(use_braiding, shard, current_call().name_request(body.request_id))
         request.validate()
-        model = service.name if use_braiding else shard or service.describe().anchor
+        request = await service.decide(request)
         events = as_generator(service.generate(request))
         if not body.stream:
-            return answer(await unless_hung_up(http, collect(events, request.n)), model)
+            collected = await unless_hung_up(http, collect(events, request.n))
+            return answer(collected, _who(request, service), braided=request.use_braiding is True)
         first = await first_of(http, events)
-        return EventStream(stream_events(first, events, model), [events])
+        return EventStream(stream_events(first, events, request, service), [events])
 
     @router.post("/score", response_model=ScoreOut)
     async def score(body: ScoreBody, http: Request) -> ScoreOut:
         """Log-probabilities of a given text, token by token, and its bits per byte."""
         service = get_service()
         use_braiding, shard = _select(body, service)
-        result = await unless_hung_up(http, service.score(body.request(use_braiding, shard)))
+        request = body.request(use_braiding, shard)
+        request.validate()
+        request = await service.decide(request)
+        result = await unless_hung_up(http, service.score(request))
+        who = _who(request, service)
         total = finite(math.fsum(result.logprobs))
         return ScoreOut(
-            model=service.name if use_braiding else shard or service.describe().anchor,
+            model=who,
+            braided=request.use_braiding is True,
+            answered_by=who,
             token_ids=list(result.token_ids),
             tokens=list(result.tokens),
             logprobs=[finite(logprob) for logprob in result.logprobs],
@@ -83,26 +90,31 @@ def native_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     return router
 
 
-def _select(body: ModelFields, service: BraidPort) -> tuple[bool, str | None]:
+def _select(body: ModelFields, service: BraidPort) -> tuple[UseBraiding, str | None]:
     shards = [shard.name for shard in service.describe().shards]
     return select_model(body.model, body.use_braiding, body.shard, braid=service.name, shards=shards)
 
 
+def _who(request: GenerateRequest | ScoreRequest, service: BraidPort) -> str:
+    return answered_by(request, braid=service.name, anchor=service.describe().anchor)
+
+
 async def stream_events(
-    first: Event, events: AsyncGenerator[Event, None], model: str
+    first: Event, events: AsyncGenerator[Event, None], request: GenerateRequest, service: BraidPort
 ) -> AsyncGenerator[bytes, None]:
-    """A request's events as server-sent ones, ``first`` before the rest."""
-    yield _event(first, model)
+    """A decided request's events as server-sent ones, ``first`` before the rest."""
+    model, braided = _who(request, service), request.use_braiding is True
+    yield _event(first, model, braided)
     try:
         async with aclosing(events):
             async for event in events:
-                yield _event(event, model)
+                yield _event(event, model, braided)
     except BraidError as error:
         yield sse(error_body(error), "error")
     except Exception as error:  # noqa: BLE001  the status is already sent; the client must still be told
         yield sse(error_body(internal_error(error)), "error")
 
 
-def _event(event: Event, model: str) -> bytes:
-    name, data = event_data(event, model)
+def _event(event: Event, model: str, braided: bool) -> bytes:
+    name, data = event_data(event, model, braided=braided)
     return sse(data, name)

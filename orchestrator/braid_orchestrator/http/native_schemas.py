@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from braid_orchestrator.engine.requests import GenerateRequest, RequestTimings, SamplingOptions, ScoreRequest
+from braid_orchestrator.engine.requests import (
+    GenerateRequest,
+    RequestTimings,
+    SamplingOptions,
+    ScoreRequest,
+    UseBraiding,
+)
 from braid_rpc.errors import InvalidRequestError
 
 Prompt = Annotated[
     str | list[int], Field(description="text, or token ids of the anchor", examples=["def add(a, b):"])
+]
+
+
+UseBraidingField = Annotated[
+    bool | Literal["auto"] | None,
+    Field(
+        description="false: one shard alone; auto: what is configured decides; null: the service's default"
+    ),
 ]
 
 
@@ -59,7 +73,7 @@ class ModelFields(Strict):
     """Who answers."""
 
     model: Annotated[str | None, Field(description="the braid, or one of its shards alone")] = None
-    use_braiding: Annotated[bool | None, Field(description="false: one shard alone")] = None
+    use_braiding: UseBraidingField = None
     shard: Annotated[str | None, Field(description="which one, if not the anchor")] = None
     timeout_s: float | None = None
 
@@ -73,7 +87,7 @@ class GenerateBody(SamplingFields, ModelFields):
     stream: Annotated[bool, Field(description="server-sent events instead of one answer")] = False
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
 
-    def request(self, use_braiding: bool, shard: str | None, request_id: str) -> GenerateRequest:
+    def request(self, use_braiding: UseBraiding, shard: str | None, request_id: str) -> GenerateRequest:
         """What the engine is asked."""
         return GenerateRequest(
             prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
@@ -92,7 +106,7 @@ class ScoreBody(ModelFields):
 
     prompt: Prompt
 
-    def request(self, use_braiding: bool, shard: str | None) -> ScoreRequest:
+    def request(self, use_braiding: UseBraiding, shard: str | None) -> ScoreRequest:
         """What the engine is asked."""
         return ScoreRequest(
             prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
@@ -182,6 +196,8 @@ class GenerateOut(ChoiceOut):
 
     request_id: str
     model: str
+    braided: bool
+    answered_by: Annotated[str, Field(description="the braid, or the shard that answered alone")]
     weights_version: str
     usage: UsageOut
     timings: TimingsOut
@@ -192,6 +208,8 @@ class ScoreOut(BaseModel):
     """Natural log-probabilities of each token given those before; the first has none and counts 0."""
 
     model: str
+    braided: bool
+    answered_by: str
     token_ids: list[int]
     tokens: list[str]
     logprobs: list[float | None]

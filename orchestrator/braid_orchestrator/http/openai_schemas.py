@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut
+from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut, UseBraidingField
 from braid_rpc.errors import InvalidRequestError
 
 Prompts = str | list[str] | list[int] | list[list[int]]
@@ -34,14 +34,15 @@ class NullIsDefault(Strict):
 
 
 class Timed(BaseModel):
-    """An answer, or the end of a stream, that tells where the time went if that was asked for. Else it says nothing
-    of it: other services' clients need not know."""
+    """An answer, or the end of a stream, that tells where the time went and who answered if that was asked for. Else
+    it says nothing of it: other services' clients need not know."""
 
     @model_serializer(mode="wrap")
-    def _without_timings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_was_not_asked_for(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = serialize(self)
-        if data.get("timings", 0) is None:
-            del data["timings"]
+        for name in ("timings", "braided", "answered_by"):
+            if data.get(name, 0) is None:
+                del data[name]
         return data
 
 
@@ -57,6 +58,7 @@ class CompletionBody(NullIsDefault, SamplingFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
+    use_braiding: UseBraidingField = None
     suffix: None = None
     user: str | None = None
 
@@ -110,7 +112,7 @@ class CompletionUsageOut(BaseModel):
 
 
 class CompletionOut(Timed):
-    """An answer, or a chunk of one. ``timings``: one per prompt, in their order."""
+    """An answer, or a chunk of one. ``timings``, ``braided`` and ``answered_by``: one per prompt, in their order."""
 
     id: str
     object: str = "text_completion"
@@ -119,6 +121,8 @@ class CompletionOut(Timed):
     choices: list[CompletionChoiceOut]
     usage: CompletionUsageOut | None = None
     timings: list[TimingsOut] | None = None
+    braided: list[bool] | None = None
+    answered_by: list[str] | None = None
 
 
 class ModelOut(BaseModel):

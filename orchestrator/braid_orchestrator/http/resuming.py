@@ -12,6 +12,7 @@ from braid_orchestrator.http.collecting import collect
 from braid_orchestrator.http.native import stream_events
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES, GenerateOut
 from braid_orchestrator.http.streaming import EventStream, first_of, unless_hung_up
+from braid_orchestrator.serving.model_selection import answered_by
 from braid_orchestrator.serving.port import BraidPort
 
 
@@ -34,11 +35,12 @@ def resuming_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
         """Carry one of them on. Answers as `/generate` would have: from the first token on."""
         service = get_service()
         request, events = await service.resume(request_id)
-        model = service.name if request.use_braiding else request.shard or service.describe().anchor
         if not stream:
-            return answer(await unless_hung_up(http, collect(events, request.n)), model)
+            model = answered_by(request, braid=service.name, anchor=service.describe().anchor)
+            collected = await unless_hung_up(http, collect(events, request.n))
+            return answer(collected, model, braided=request.use_braiding is True)
         first = await first_of(http, events)
-        response: Response = EventStream(stream_events(first, events, model), [events])
+        response: Response = EventStream(stream_events(first, events, request, service), [events])
         return response
 
     return router

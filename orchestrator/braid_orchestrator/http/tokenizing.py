@@ -112,7 +112,7 @@ def _select(service: BraidPort, model: str | None) -> tuple[ShardText, int]:
     shards = [shard.name for shard in description.shards]
     use_braiding, shard = select_model(model, None, None, braid=service.name, shards=shards)
     text = service.text(shard)
-    return text, description.context_length if use_braiding else text.context_length
+    return text, description.context_length if use_braiding is not False else text.context_length
 
 
 def _tokenize(text: ShardText, context: int, body: TokenizeBody) -> TokenizeOut:

@@ -10,17 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braid_fusion.deciding import DecisionClassifier, Predicate
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config.values import BraidConfig, PointConfig
-from braid_orchestrator.engine.requests import Event, GenerateRequest, SamplingOptions
+from braid_orchestrator.config.values import BraidConfig, BraidingConfig, PointConfig
+from braid_orchestrator.deciding import Deciding, classifier_of, make_decider
+from braid_orchestrator.engine.requests import (
+    Event,
+    GenerateRequest,
+    SamplingOptions,
+    ScoreRequest,
+    ScoreResult,
+    UseBraiding,
+)
 from braid_orchestrator.inprocess.braided_config import Strategy, braid_config, load_models
 from braid_orchestrator.inprocess.fusion_files import load_modules, newest_version, save_modules
 from braid_orchestrator.inprocess.fusion_modules import FusionModules
@@ -28,6 +37,7 @@ from braid_orchestrator.inprocess.generation import Completion, InProcessBraid
 from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
 from braid_orchestrator.inprocess.padding import pack
 from braid_orchestrator.inprocess.whole_text import run_whole
+from braid_orchestrator.serving.model_selection import answered_by
 from braid_rpc.errors import ConfigError
 from braid_services.fusion.translation import braid_errors
 from braid_services.shard.backend import ShardBackend
@@ -55,8 +65,11 @@ class BraidedOutput:
 class BraidedLLM:
     """Models that run in lock step and exchange hidden states at some of their layers.
 
-    The base models are frozen; only ``fusion_modules`` and ``readout`` can be trained.
+    The base models are frozen; only ``fusion_modules`` and ``readout`` can be trained. ``decide`` says who answers
+    where a request leaves it open: any function of the prompt, or a `DecisionClassifier`; None: nothing does.
     """
+
+    decide: Predicate | DecisionClassifier | None
 
     def __init__(
         self,
@@ -70,6 +83,8 @@ class BraidedLLM:
         fusion_width: int | None = None,
         fusion_options: Mapping[str, Any] | None = None,
         seed: int = 0,
+        decide: Predicate | DecisionClassifier | str | None = None,
+        use_braiding: bool | Literal["auto"] = True,
     ) -> None:
         """Load the models that are not loaded yet, and make untrained fusion modules.
 
@@ -85,6 +100,10 @@ class BraidedLLM:
             fusion_width: of the states that are fused; None: the smallest of the models' widths.
             fusion_options: options of the strategy.
             seed: of the fusion modules' first weights.
+            decide: who answers with ``use_braiding="auto"``: a function of the prompt that gives True (the braid),
+                False (the anchor alone) or a model's name; the name of one that is registered; a
+                `DecisionClassifier`, or the folder of one.
+            use_braiding: for calls of `generate` that don't say.
 
         Raises: ConfigError, UnknownModelError, UnsupportedModelError, CorruptWeightsError.
         """
@@ -100,7 +119,10 @@ class BraidedLLM:
             options=fusion_options,
             seed=seed,
         )
-        self._start(models, config)
+        braiding = BraidingConfig(use_braiding, decide if isinstance(decide, str) else None)
+        self._start(models, replace(config, braiding=braiding))
+        if decide is not None and not isinstance(decide, str):
+            self.decide = decide
 
     @classmethod
     def from_config(cls, config: BraidConfig) -> BraidedLLM:
@@ -119,6 +141,7 @@ class BraidedLLM:
     def _start(self, models: list[ModelWrapper], config: BraidConfig) -> None:
         self.models = models
         self.config = config
+        self.decide = make_decider(config.braiding, [model.name for model in models])
         self._engine: InProcessBraid | None = None
         self._use(self._new_stack())
 
@@ -177,44 +200,56 @@ class BraidedLLM:
         self,
         prompt: str,
         max_new_tokens: int = 128,
-        use_braiding: bool = True,
+        use_braiding: UseBraiding = None,
         temperature: float = 0.0,
+        *,
+        shard: str | None = None,
         **sampling: Any,
     ) -> str:
         """What comes after a prompt. Temperature 0 is greedy.
 
         Args:
-            use_braiding: False lets the anchor answer alone.
+            use_braiding: False lets one model answer alone: ``shard``, or the anchor. "auto": `decide` decides.
+                None: what the configuration says, which is True unless it says otherwise.
             sampling: further `SamplingOptions`, such as top_k, top_p, seed, stop.
 
-        Raises: BraidError, such as InvalidRequestError or ContextLengthError.
+        Raises: BraidError, such as InvalidRequestError, ContextLengthError or NoDeciderError.
         """
-        return self.complete(prompt, max_new_tokens, use_braiding, temperature, **sampling).text
+        return self.complete(prompt, max_new_tokens, use_braiding, temperature, shard=shard, **sampling).text
 
     def complete(
         self,
         prompt: str,
         max_new_tokens: int = 128,
-        use_braiding: bool = True,
+        use_braiding: UseBraiding = None,
         temperature: float = 0.0,
+        *,
+        shard: str | None = None,
         **sampling: Any,
     ) -> Completion:
-        """As `generate`, with the tokens and how much each shard had in them."""
-        request = _request(prompt, max_new_tokens, use_braiding, temperature, sampling)
-        return self._running().complete(request)
+        """As `generate`, with the tokens, how much each shard had in them, and who answered."""
+        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, sampling)
+        who = answered_by(request, braid=self.config.name, anchor=self.config.anchor)
+        return self._running().complete(request, who)
 
     def stream(
         self,
         prompt: str,
         max_new_tokens: int = 128,
-        use_braiding: bool = True,
+        use_braiding: UseBraiding = None,
         temperature: float = 0.0,
+        *,
+        shard: str | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
         """As `generate`, as events as they come; leaving the iterator early cancels."""
-        yield from self._running().stream(
-            _request(prompt, max_new_tokens, use_braiding, temperature, sampling)
-        )
+        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, sampling)
+        yield from self._running().stream(request)
+
+    def score(self, request: str | ScoreRequest) -> ScoreResult:
+        """Log-probabilities of a text, token by token. Raises: BraidError."""
+        request = ScoreRequest(request, None) if isinstance(request, str) else request
+        return self._running().score(self._deciding().settle(request))
 
     def save_fusion_layers(self, path: Path | str, training_record: Mapping[str, Any] | None = None) -> None:
         """Write fusion modules and readout: a ``.pt`` or ``.safetensors`` file, or else a folder that services
@@ -239,6 +274,27 @@ class BraidedLLM:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _request(
+        self,
+        prompt: str,
+        max_new_tokens: int,
+        use_braiding: UseBraiding,
+        temperature: float,
+        shard: str | None,
+        sampling: Mapping[str, Any],
+    ) -> GenerateRequest:
+        options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
+        request = GenerateRequest(prompt, options, use_braiding=use_braiding, shard=shard)
+        request.validate()
+        return self._deciding().settle(request)
+
+    def _deciding(self) -> Deciding:
+        decider = self.decide
+        if isinstance(decider, DecisionClassifier):
+            decider = classifier_of(decider, [model.name for model in self.models])
+        anchor = self.models[self.plan.anchor]
+        return Deciding(self.plan, anchor.decode, self.config.braiding.default, decider)
 
     def _running(self) -> InProcessBraid:
         self.stack.eval()
@@ -283,13 +339,6 @@ class BraidedLLM:
         added = replace(model_point, at=int(name), name="", strategy="weighted", options={})
         self.config = replace(self.config, points=(*self.config.points, added))
         return self._new_stack()
-
-
-def _request(
-    prompt: str, max_new_tokens: int, use_braiding: bool, temperature: float, sampling: Mapping[str, Any]
-) -> GenerateRequest:
-    options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
-    return GenerateRequest(prompt, options, use_braiding=use_braiding)
 
 
 def _next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

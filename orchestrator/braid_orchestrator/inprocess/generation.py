@@ -18,6 +18,7 @@ from braid_orchestrator.engine.requests import (
     Event,
     Finished,
     GenerateRequest,
+    ScoreRequest,
     ScoreResult,
     TokenEvent,
 )
@@ -28,12 +29,15 @@ from braid_services.shard.backend import ShardBackend
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came after a prompt. ``weights`` says how much each shard had in it, averaged over its tokens."""
+    """What came after a prompt. ``weights`` says how much each shard had in it, averaged over its tokens;
+    ``answered_by`` names the braid or, with ``braided`` false, the shard that answered alone."""
 
     text: str
     tokens: tuple[TokenEvent, ...]
     finish_reason: str
     weights: dict[str, float]
+    braided: bool = True
+    answered_by: str = ""
 
 
 class InProcessBraid:
@@ -74,8 +78,19 @@ class InProcessBraid:
             if not isinstance(item, Finished | BraidError):
                 self._engine.cancel(request_id)
 
-    def complete(self, request: GenerateRequest) -> Completion:
-        """The first choice of a request, whole. Raises: BraidError."""
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        """Log-probabilities of a text. Raises: BraidError."""
+        inbox: queue.SimpleQueue[Event | ScoreResult | BraidError] = queue.SimpleQueue()
+        self._engine.submit_score(request, inbox.put)
+        item = inbox.get()
+        if isinstance(item, BraidError):
+            raise item
+        if not isinstance(item, ScoreResult):
+            raise TypeError(f"a score request was answered with {type(item).__name__}")
+        return item
+
+    def complete(self, request: GenerateRequest, answered_by: str = "") -> Completion:
+        """The first choice of a request, whole; ``answered_by`` is noted in it. Raises: BraidError."""
         tokens: list[TokenEvent] = []
         tail, finish_reason = "", ""
         for event in self.stream(request):
@@ -88,6 +103,8 @@ class InProcessBraid:
             tokens=tuple(tokens),
             finish_reason=finish_reason,
             weights=_mean_weights(tokens),
+            braided=request.use_braiding is True,
+            answered_by=answered_by,
         )
 
 

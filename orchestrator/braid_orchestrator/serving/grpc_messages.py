@@ -16,6 +16,7 @@ from braid_orchestrator.engine.requests import (
     ScoreResult,
     Started,
     TokenEvent,
+    UseBraiding,
 )
 from braid_orchestrator.serving.model_selection import select_model
 from braid_rpc.cards import PROTOCOL_VERSION
@@ -47,7 +48,7 @@ def generate_request(
     """What the engine is asked. Raises: InvalidRequestError, UnknownModelError."""
     use_braiding, shard = select_model(
         message.model,
-        message.use_braiding if message.HasField("use_braiding") else None,
+        _use_braiding(message),
         message.shard,
         braid=braid,
         shards=shards,
@@ -68,16 +69,27 @@ def generate_request(
 
 def score_request(message: braid_pb2.ScoreRequest) -> ScoreRequest:
     """What the engine is asked. Raises: InvalidRequestError."""
-    return ScoreRequest(
+    request = ScoreRequest(
         prompt=_prompt(message),
-        use_braiding=message.use_braiding if message.HasField("use_braiding") else True,
+        use_braiding=_use_braiding(message),
         shard=message.shard or None,
         timeout_s=_timeout_s(message.timeout_s),
     )
+    request.validate()
+    return request
 
 
-def event_message(event: Event, model: str) -> braid_pb2.GenerateEvent:
-    """One message of a stream. ``model`` is the name of who answers."""
+def _use_braiding(message: braid_pb2.GenerateRequest | braid_pb2.ScoreRequest) -> UseBraiding:
+    said = bool(message.use_braiding) if message.HasField("use_braiding") else None
+    if not message.auto_braiding:
+        return said
+    if said is not None:
+        raise InvalidRequestError(f"auto_braiding: got true beside use_braiding {said}, expected one of them")
+    return "auto"
+
+
+def event_message(event: Event, model: str, *, braided: bool) -> braid_pb2.GenerateEvent:
+    """One message of a stream. ``model`` is the name of who answers, ``braided`` whether that is the braid."""
     match event:
         case Started():
             return braid_pb2.GenerateEvent(
@@ -86,6 +98,8 @@ def event_message(event: Event, model: str) -> braid_pb2.GenerateEvent:
                     model=model,
                     prompt_tokens=event.prompt_tokens,
                     weights_version=event.weights_version,
+                    braided=braided,
+                    answered_by=model,
                 )
             )
         case TokenEvent():
@@ -138,10 +152,15 @@ def _steps_message(steps: StepTimes) -> braid_pb2.StepTimes:
     )
 
 
-def score_message(result: ScoreResult) -> braid_pb2.ScoreReply:
-    """The answer to a score request."""
+def score_message(result: ScoreResult, model: str, *, braided: bool) -> braid_pb2.ScoreReply:
+    """The answer to a score request. ``model`` is the name of who gave it."""
     return braid_pb2.ScoreReply(
-        token_ids=result.token_ids, logprobs=result.logprobs, tokens=result.tokens, num_bytes=result.num_bytes
+        token_ids=result.token_ids,
+        logprobs=result.logprobs,
+        tokens=result.tokens,
+        num_bytes=result.num_bytes,
+        braided=braided,
+        answered_by=model,
     )
 
 

@@ -25,6 +25,7 @@ from braid_orchestrator.serving.grpc_messages import (
     score_message,
     score_request,
 )
+from braid_orchestrator.serving.model_selection import answered_by
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, server_options
 from braid_rpc.errors import AuthenticationError, BraidError, UnavailableError
@@ -63,14 +64,18 @@ class BraidRpc:
         shards = [shard.name for shard in description.shards]
         request = generate_request(message, braid=service.name, shards=shards)
         request = replace(request, request_id=current_call().name_request(request.request_id))
-        model = service.name if request.use_braiding else request.shard or description.anchor
+        request = await service.decide(request)
+        model = answered_by(request, braid=service.name, anchor=description.anchor)
         async with aclosing(as_generator(service.generate(request))) as events:
             async for event in events:
-                yield event_message(event, model)
+                yield event_message(event, model, braided=request.use_braiding is True)
 
     async def score(self, message: braid_pb2.ScoreRequest) -> braid_pb2.ScoreReply:
         """Log-probabilities of a text."""
-        return score_message(await self._get_service().score(score_request(message)))
+        service = self._get_service()
+        request = await service.decide(score_request(message))
+        model = answered_by(request, braid=service.name, anchor=service.describe().anchor)
+        return score_message(await service.score(request), model, braided=request.use_braiding is True)
 
     async def describe(self, message: braid_pb2.DescribeBraidRequest) -> braid_pb2.BraidCard:
         """What the braid is made of."""

@@ -22,12 +22,14 @@ from braid_orchestrator.engine.requests import (
 )
 from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.engine_metrics import EngineMetrics
+from braid_orchestrator.serving.model_selection import answered_by
 from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_orchestrator.serving.request_log import RequestLog
 from braid_orchestrator.serving.request_metrics import GenerationMeter, ServiceMetrics
 from braid_rpc.errors import BraidError
 
 if TYPE_CHECKING:
+    from braid_orchestrator.deciding import AskedT
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.engine.ports import PointMetrics
     from braid_orchestrator.serving.service import BraidDescription
@@ -77,6 +79,15 @@ class MeteredService:
         finally:
             metrics.request_seconds.labels("generate", outcome).observe(time.perf_counter() - began)
             log.write(outcome, failure)
+
+    async def decide(self, request: AskedT) -> AskedT:
+        """As `BraidPort.decide`. Every request passes here once before it is answered."""
+        decided = await self._service.decide(request)
+        who = answered_by(decided, braid=self.name, anchor=self.describe().anchor)
+        asked = request.use_braiding
+        said_by = "request" if isinstance(asked, bool) else asked or "default"
+        self._metrics.answerers.labels(who, said_by).inc()
+        return decided
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """As `BraidPort.score`."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest, UseBraiding
 from braid_rpc.errors import InvalidRequestError, UnknownModelError
 
 
 def select_model(
-    model: str | None, use_braiding: bool | None, shard: str | None, *, braid: str, shards: Sequence[str]
-) -> tuple[bool, str | None]:
+    model: str | None, use_braiding: UseBraiding, shard: str | None, *, braid: str, shards: Sequence[str]
+) -> tuple[UseBraiding, str | None]:
     """Resolve the three ways of naming a model to ``use_braiding`` and ``shard`` of a request.
 
-    ``model`` empty or None is whatever is served. A shard's name stands for that shard alone.
+    ``model`` empty or None is whatever is served. A shard's name stands for that shard alone. What is left open
+    (None, "auto") stays so: `BraidPort.decide` settles it.
     Raises: UnknownModelError; InvalidRequestError if the three contradict each other.
     """
     if model and model != braid:
@@ -22,9 +24,14 @@ def select_model(
             )
         if use_braiding:
             raise InvalidRequestError(
-                f"use_braiding: got true for the shard {model!r}, expected false or nothing"
+                f"use_braiding: got {use_braiding!r} for the shard {model!r}, expected false or nothing"
             )
         if shard and shard != model:
             raise InvalidRequestError(f"shard: got {shard!r}, expected {model!r} as in model, or nothing")
         return False, model
-    return True if use_braiding is None else use_braiding, shard or None
+    return use_braiding, shard or None
+
+
+def answered_by(request: GenerateRequest | ScoreRequest, *, braid: str, anchor: str) -> str:
+    """The name of who answers a request that is decided."""
+    return braid if request.use_braiding else request.shard or anchor

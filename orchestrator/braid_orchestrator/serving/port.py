@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
+    from braid_orchestrator.deciding import AskedT
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.engine.ports import PointMetrics
     from braid_orchestrator.serving.service import BraidDescription
@@ -20,6 +21,10 @@ class BraidPort(Protocol):
     @property
     def name(self) -> str:
         """The braid's name: what a client gives as ``model``."""
+
+    async def decide(self, request: AskedT) -> AskedT:
+        """The request saying whether the braid answers or which shard alone; as it is if it says so. `generate` and
+        `score` do the same; front ends ask first, to tell who answers."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """Started, then tokens and finished choices, then Finished. Closing it cancels the request."""

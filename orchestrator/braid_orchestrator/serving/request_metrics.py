@@ -74,6 +74,12 @@ class ServiceMetrics:
         self.finish_reasons = Counter(
             "braid_choices_finished", "Choices completed, by reason.", ["reason"], registry=self.registry
         )
+        self.answerers = Counter(
+            "braid_answerers",
+            "Requests by who answers, the braid or one shard alone, and by what said so.",
+            ["answered_by", "said_by"],
+            registry=self.registry,
+        )
         self.shard_weight = Counter(
             "braid_shard_weight",
             "Sum over tokens of each shard's mixing weight.",

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from braid_fusion.plan import PlanPoint
+from braid_orchestrator.deciding import AskedT, Deciding
 from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.ports import PointMetrics
 from braid_orchestrator.engine.requests import Event, Finished, GenerateRequest, ScoreRequest, ScoreResult
@@ -46,9 +47,11 @@ class BraidService:
         texts: Sequence[ShardText],
         link: StateLink | None = None,
         limiter: RateLimiter | None = None,
+        deciding: Deciding | None = None,
     ) -> None:
         """``texts``: one per shard. ``link`` ties it to other orchestrators, and is stopped with it; ``limiter``
-        counts what callers send (None: nobody does)."""
+        counts what callers send (None: nobody does). ``deciding`` None: requests that don't say are braided."""
+        self._deciding = deciding or Deciding(engine.plan, engine.text.decode)
         self._limiter = limiter
         self._engine = engine
         self._link = link
@@ -65,6 +68,7 @@ class BraidService:
 
         Leaving the iterator before its end (closing it, cancelling its task) cancels the request.
         """
+        request = await self.decide(request)
         request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
         link, engine = self._link, self._engine
         if link is not None:
@@ -115,8 +119,15 @@ class BraidService:
         finally:
             inbox.leave()
 
+    async def decide(self, request: AskedT) -> AskedT:
+        """The request saying who answers. Raises: NoDeciderError."""
+        if isinstance(request.use_braiding, bool):
+            return request
+        return await asyncio.to_thread(self._deciding.settle, request)
+
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of a text. Raises: BraidError."""
+        request = await self.decide(request)
         if self._link is not None:
             self._link.check()
         inbox = _Inbox(self._engine)

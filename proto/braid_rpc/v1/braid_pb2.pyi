@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model", "timings")
+    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model", "timings", "auto_braiding")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class GenerateRequest(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    AUTO_BRAIDING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     tokens: TokenIds
@@ -28,7 +29,8 @@ class GenerateRequest(_message.Message):
     timeout_s: float
     model: str
     timings: bool
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ..., timings: _Optional[bool] = ...) -> None: ...
+    auto_braiding: bool
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ..., timings: _Optional[bool] = ..., auto_braiding: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -90,16 +92,20 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., choice_finished: _Optional[_Union[ChoiceFinished, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "weights_version")
+    __slots__ = ("request_id", "model", "prompt_tokens", "weights_version", "braided", "answered_by")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BRAIDED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_BY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     weights_version: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., weights_version: _Optional[str] = ...) -> None: ...
+    braided: bool
+    answered_by: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., weights_version: _Optional[str] = ..., braided: _Optional[bool] = ..., answered_by: _Optional[str] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("index", "token_id", "text", "logprob", "top_logprobs", "weights")
@@ -213,30 +219,36 @@ class PartTimes(_message.Message):
     def __init__(self, count: _Optional[int] = ..., compute_s: _Optional[float] = ..., wire_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., serialize_s: _Optional[float] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("text", "tokens", "use_braiding", "shard", "timeout_s")
+    __slots__ = ("text", "tokens", "use_braiding", "shard", "timeout_s", "auto_braiding")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     USE_BRAIDING_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    AUTO_BRAIDING_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: TokenIds
     use_braiding: bool
     shard: str
     timeout_s: float
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    auto_braiding: bool
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., auto_braiding: _Optional[bool] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("token_ids", "logprobs", "tokens", "num_bytes")
+    __slots__ = ("token_ids", "logprobs", "tokens", "num_bytes", "braided", "answered_by")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BRAIDED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_BY_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     tokens: _containers.RepeatedScalarFieldContainer[str]
     num_bytes: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+    braided: bool
+    answered_by: str
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., braided: _Optional[bool] = ..., answered_by: _Optional[str] = ...) -> None: ...
 
 class DescribeBraidRequest(_message.Message):
     __slots__ = ()

@@ -17,12 +17,17 @@ from braid_services.serving import RunningServer, start_server
 
 def import_strategies(modules: Sequence[str]) -> None:
     """Import modules, so that the strategies they register can be named. Raises: ConfigError."""
+    import_modules(modules, "fusion.imports")
+
+
+def import_modules(modules: Sequence[str], key: str) -> None:
+    """Import modules that a configuration names under ``key``. Raises: ConfigError."""
     for name in modules:
         try:
             import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"fusion.imports: got {name!r}, expected a module that can be imported: {error}"
+                f"{key}: got {name!r}, expected a module that can be imported: {error}"
             ) from error
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from braid_fusion.errors import (
     CorruptWeights,
+    DeciderError,
     FusionError,
     FusionShapeError,
     NotAVersion,
@@ -19,6 +20,7 @@ from braid_rpc.errors import (
     ConfigError,
     ConflictError,
     CorruptWeightsError,
+    InvalidRequestError,
     ShapeMismatchError,
     UnknownVersionError,
     WeightMismatchError,
@@ -31,6 +33,7 @@ _COUNTERPARTS: dict[type[FusionError], type[BraidError]] = {
     CorruptWeights: CorruptWeightsError,
     UnknownWeights: UnknownVersionError,
     NotAVersion: ConflictError,
+    DeciderError: InvalidRequestError,
 }
 
 

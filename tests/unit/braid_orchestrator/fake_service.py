@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from models import byte_tokenizer
 
-from braid_fusion.plan import PlanPoint
+from braid_fusion.deciding import Predicate
+from braid_fusion.plan import BraidPlan, PlanPoint, PlanShard
+from braid_orchestrator.deciding import AskedT, Deciding
 from braid_orchestrator.engine.engine import EngineStats
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
@@ -20,6 +22,7 @@ from braid_orchestrator.engine.requests import (
     Started,
     TokenEvent,
     TopLogprob,
+    UseBraiding,
 )
 from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidDescription
@@ -45,6 +48,9 @@ class FakeService:
         self.name = "pair"
         self.requests: list[GenerateRequest] = []
         self.scored: list[ScoreRequest] = []
+        self.undecided: list[GenerateRequest | ScoreRequest] = []
+        self.default: UseBraiding = True
+        self.decider: Predicate | None = None
         self.closed = 0
         self.hang = False
         self.error: BraidError | Exception | None = None
@@ -58,6 +64,13 @@ class FakeService:
         self.chat_template = CHAT_TEMPLATE
         self.first_token = asyncio.Event()
         self.ended = asyncio.Event()
+
+    async def decide(self, request: AskedT) -> AskedT:
+        self.undecided.append(request)
+        plan = BraidPlan(
+            tuple(PlanShard(name, 16, 4, 262, "0" * 16, "1" * 16) for name in ("left", "right")), 0, ()
+        )
+        return Deciding(plan, self.text().decode, self.default, self.decider).settle(request)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         self.requests.append(request)

@@ -42,6 +42,7 @@ def test_help_of_a_command_teaches_by_example(command: str) -> None:
         (["generate", "x", "--temperature", "-1"], 2, "temperature: got -1.0, expected between 0"),
         (["generate", "x", "--choices", "2"], 2, "--json only"),
         (["generate", "x", "--local", "--config", "no.yaml"], 2, "no.yaml: No such file"),
+        (["generate", "x", "--use-braiding", "no"], 2, "got 'no', expected one of true, false, auto"),
         (["serve", "--config", "no.yaml"], 2, "no.yaml: No such file"),
         (["shard"], 2, "--model: missing"),
         (["shard", "--model", "./nothing"], 2, "nothing"),

@@ -10,6 +10,7 @@ import pytest
 from braid_orchestrator.config import values as config
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.models import (
+    BraidingModel,
     BraidModel,
     FusionModel,
     LimitsModel,
@@ -46,6 +47,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (PointModel, config.PointConfig),
         (ReadoutModel, config.ReadoutConfig),
         (FusionModel, config.FusionConfig),
+        (BraidingModel, config.BraidingConfig),
         (LimitsModel, config.LimitsConfig),
     ],
 )
@@ -71,6 +73,22 @@ def test_a_bare_readout_is_its_kind() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda raw: raw.update(braiding={"default": "auto"}),
+            "braiding.default: got 'auto' without braiding.decide, expected a predicate's name",
+        ),
+        (
+            lambda raw: raw.update(braiding={"default": "sometimes"}),
+            "braiding.default: got 'sometimes', expected true, false or 'auto'",
+        ),
+        (
+            lambda raw: raw.update(braiding={"decide": "by_looks", "margin": 0.1}),
+            "braiding.margin: got 0.1, expected a classifier's folder in braiding.decide with it",
+        ),
+        (
+            lambda raw: raw.update(braiding={"decide": "./x", "margin": 2}),
+            "braiding.margin: got 2, expected at most 1",
+        ),
         (lambda raw: raw.update(anchro="left"), "anchro: unknown key, did you mean 'anchor'?"),
         (
             lambda raw: raw["shards"][0].update(dtpye="x"),

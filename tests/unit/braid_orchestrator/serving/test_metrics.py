@@ -184,3 +184,21 @@ def test_fusion_modules_are_asked_seldom_and_may_be_away() -> None:
     often = PointWatch(ask, every_s=0.0)
     assert often.read() == ()
     assert [point.rows for point in often.read()] == [3]
+
+
+async def test_who_answers_is_counted_once_per_request_with_what_said_so() -> None:
+    fake = FakeService()
+    fake.decider = lambda text: "right"
+    metered = MeteredService(fake)
+    for use_braiding in (None, None, "auto", False, True):
+        request = GenerateRequest("x", use_braiding=use_braiding)
+        await ask(metered, await metered.decide(request))
+    figures = read(metered)
+    counted = {
+        ("pair", "default"): 2,
+        ("right", "auto"): 1,
+        ("left", "request"): 1,
+        ("pair", "request"): 1,
+    }
+    for (who, said_by), count in counted.items():
+        assert figures[key("braid_answerers_total", answered_by=who, said_by=said_by)] == count
