@@ -15,15 +15,13 @@ from typing import Any
 from braid_fusion.errors import GraftConfigError
 
 COMPONENTS = ("prime", "quaternion", "kuramoto", "coherence_gate", "prsc", "smf")
-"""All components. Whatever order a configuration names them in, they run in `RUNNING_ORDER`."""
+"""All components. In whatever order a configuration names them, they run in the order of `ResonanceCore`."""
 
-RUNNING_ORDER = ("prime", "prsc", "quaternion", "smf", "kuramoto", "coherence_gate")
-"""The document's order (prime, rotation, oscillators, gate), with composition right after the amplitudes that it
-composes, and the memory behind the attention."""
+DEFAULT_COMPONENTS = ("prime", "quaternion", "kuramoto", "coherence_gate")
 
 FUSION_MODES = ("parallel", "sequential", "residual")
 
-_NEEDS = {"prsc": "prime"}
+_NEEDS = {"prsc": "prime", "smf": "prime"}
 _MAX_WIDTH, _MAX_PRIMES, _MAX_STEPS, _MAX_LAYERS = 2**16, 4096, 1024, 2**12
 _DEFAULT_WIDTH = 48
 
@@ -72,13 +70,13 @@ class KuramotoConfig:
 
 @dataclass(frozen=True)
 class CoherenceGateConfig:
-    """``threshold`` is the coherence, in [0, 1], at which the gate stands at the middle."""
+    """``threshold``: the share of random states that the gate holds back, more than half, at the start."""
 
     threshold: float = 0.7
     soft_gate: bool = True
 
     def __post_init__(self) -> None:
-        check_number("coherence_gate.threshold", self.threshold, 0.0, 1.0)
+        check_number("coherence_gate.threshold", self.threshold, 0.01, 0.99)
         check_flags(self, "coherence_gate", "soft_gate")
 
 
@@ -128,7 +126,7 @@ class FusionConfig:
     fusion_mode: str = "residual"
     fusion_alpha: float = 1.0
     learnable_alpha: bool = True
-    enabled_components: Sequence[str] = ("prime", "quaternion", "kuramoto", "coherence_gate")
+    enabled_components: Sequence[str] = DEFAULT_COMPONENTS
     prime: PrimeConfig = field(default_factory=PrimeConfig)
     quaternion: QuaternionConfig = field(default_factory=QuaternionConfig)
     kuramoto: KuramotoConfig = field(default_factory=KuramotoConfig)

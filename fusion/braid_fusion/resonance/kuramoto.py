@@ -13,6 +13,7 @@ Letters: N oscillators, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -173,11 +174,17 @@ class KuramotoModule(nn.Module):
             raise FusionShapeError(
                 f"kuramoto: got states of shape {tuple(x_D.shape)}, expected (..., {self.input_dim})"
             )
-        start_N: Tensor = self.to_phases(x_D)
-        frequencies_N: Tensor = self.frequencies
+        z_N = self.synchronise([self.to_phases(x_D)])
+        return z_N.angle(), z_N.mean(-1).abs(), torch.view_as_real(z_N)
+
+    def synchronise(self, starts_N: Sequence[Tensor]) -> Tensor:
+        """Groups of N oscillators of the same positions, all coupled to all: their phases (..., N) at the start, in
+        radians, to e^(iθ) (..., groups · N) after the module's steps, complex64 or complex128."""
+        start_N, frequencies_N = starts_N[0], self.frequencies
         coupling: Tensor = self.coupling
+        if len(starts_N) > 1:
+            start_N, frequencies_N = torch.cat(list(starts_N), dim=-1), frequencies_N.repeat(len(starts_N))
         if start_N.dtype in (torch.float16, torch.bfloat16):
             start_N, frequencies_N, coupling = start_N.float(), frequencies_N.float(), coupling.float()
         z_N = torch.polar(torch.ones_like(start_N), start_N)
-        z_N = flow(z_N, frequencies_N, coupling, self.dt, self.num_steps, self.order)
-        return z_N.angle(), z_N.mean(-1).abs(), torch.view_as_real(z_N)
+        return flow(z_N, frequencies_N, coupling, self.dt, self.num_steps, self.order)

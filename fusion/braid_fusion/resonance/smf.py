@@ -76,11 +76,12 @@ class SMF(nn.Module):
         return cast(Tensor, self.out(turned_BTA))
 
     def _decayed(self, num_new: int, num_all: int) -> Tensor:
-        """(T, M): λ^(t−s) of the last T of M positions towards all; 0 where s ≥ t. float32."""
+        """(T, M): λ^(t−s) of the last T of M positions towards all; 0 where s ≥ t. At least float32."""
+        dtype = torch.promote_types(self.decay_logit.dtype, torch.float32)
         places = torch.arange(num_all, device=self.decay_logit.device)
-        age_TM = (places[num_all - num_new :, None] - places).float()
-        log_decay = functional.logsigmoid(self.decay_logit.float())
-        return torch.exp(log_decay * age_TM.clamp_min(0.0)) * (age_TM > 0)
+        age_TM = places[num_all - num_new :, None] - places
+        log_decay = functional.logsigmoid(self.decay_logit.to(dtype))
+        return torch.exp(log_decay * age_TM.clamp_min(0)) * (age_TM > 0)
 
 
 def _imaginary(number_A: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from braid_fusion.strategies.registry import (
     register_strategy,
     strategy_names,
 )
+from braid_fusion.strategies.resonance import ResonanceFusion
 from braid_fusion.strategies.router import RouterFusion
 from braid_fusion.strategies.stitch import StitchFusion
 from braid_fusion.strategies.weighted import WeightedFusion
@@ -24,6 +25,7 @@ __all__ = [
     "FusionLayer",
     "FusionStrategy",
     "MlpFusion",
+    "ResonanceFusion",
     "RouterFusion",
     "StitchFusion",
     "WeightedFusion",
