@@ -7,16 +7,16 @@ from typing import Any
 _ABSENT = object()
 
 
-def differences(saved: Any, running: Any, here: str) -> list[str]:
+def differences(saved: Any, running: Any, here: str, there: str = "the weights have") -> list[str]:
     """Each field, by its path, in which two plain values (of JSON's kinds) differ, with both values.
 
     Args:
-        saved: what stands with weights.
+        saved: what stands with weights, or with what the sentences' beginning ``there`` names.
         running: what they shall be loaded into; ``here`` is its name in the sentences.
     """
     left, right = _flatten(saved), _flatten(running)
     return [
-        f"{key}: the weights have {left.get(key, 'nothing')!r}, {here} has {right.get(key, 'nothing')!r}"
+        f"{key}: {there} {left.get(key, 'nothing')!r}, {here} has {right.get(key, 'nothing')!r}"
         for key in sorted(left.keys() | right.keys())
         if left.get(key, _ABSENT) != right.get(key, _ABSENT)
     ]

@@ -3,6 +3,7 @@
 from braid_fusion.errors import TrainingDivergedError
 from braid_fusion.training.config import EarlyStopping, TrainerConfig
 from braid_fusion.training.epochs import EpochOrder, ResumableSource
+from braid_fusion.training.items import ItemBatches
 from braid_fusion.training.optimisers import Muon, OptimiserConfig, make_optimisers
 from braid_fusion.training.plot import plot_training
 from braid_fusion.training.record import Evaluation, Progress, TrainingRecord
@@ -15,6 +16,7 @@ __all__ = [
     "EarlyStopping",
     "EpochOrder",
     "Evaluation",
+    "ItemBatches",
     "Muon",
     "OptimiserConfig",
     "Progress",

@@ -21,12 +21,13 @@ _FREE_FIELDS = ("log_every", "checkpoint_every", "keep_checkpoints")
 class EarlyStopping:
     """Keeps the weights of the best evaluation, and ends the run after ``patience`` evaluations in a row without
     a gain (None: never). A gain is an improvement of ``figure`` by more than ``min_delta`` over the best so far.
-    At the end the best weights are put back."""
+    At the end the best weights are put back, unless ``put_back`` is False."""
 
     patience: int | None = 3
     min_delta: float = 0.0
     figure: str = "loss"
     higher_is_better: bool = False
+    put_back: bool = True
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
@@ -85,7 +86,7 @@ class TrainerConfig:
             )
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what comes out, flat, as plain values: what a checkpoint belongs to."""
+        """The settings that decide what comes out, as plain values: what a checkpoint belongs to."""
         values = asdict(self)
         for name in _FREE_FIELDS:
             del values[name]
@@ -93,15 +94,6 @@ class TrainerConfig:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as one flat one with dotted keys, whose values are as JSON gives them back.
-
-    Raises: TypeError for what JSON can't hold.
-    """
-    return _flat(json.loads(json.dumps(values)), "")
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+    """The same as JSON gives it back, so that what was stored compares equal. Raises: TypeError for other values."""
+    copied: dict[str, Any] = json.loads(json.dumps(values))
+    return copied

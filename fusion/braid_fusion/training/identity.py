@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from braid_fusion.differences import differences
 from braid_fusion.errors import CheckpointMismatchError
 
 _SAMPLES = 64
@@ -16,12 +17,7 @@ _SAMPLES = 64
 
 def check_same(what: str, saved: Mapping[str, Any], running: Mapping[str, Any]) -> None:
     """Raises: CheckpointMismatchError, naming each key that differs with both values."""
-    absent = object()
-    found = [
-        f"{key}: the checkpoint has {saved.get(key, 'nothing')!r}, this run has {running.get(key, 'nothing')!r}"
-        for key in sorted(saved.keys() | running.keys())
-        if saved.get(key, absent) != running.get(key, absent)
-    ]
+    found = differences(saved, running, "this run", there="the checkpoint has")
     if found:
         raise CheckpointMismatchError(f"checkpoint of another {what}: {'; '.join(found)}")
 

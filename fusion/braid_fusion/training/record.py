@@ -29,7 +29,8 @@ class TrainingRecord:
     """What a run was and did; goes into weight cards as it is.
 
     ``stopped_by`` is "steps", "seconds", "early_stopping" or "interrupt". With early stopping, ``best_step`` and
-    ``best_value`` are of the best evaluation, whose weights the module then has (not after an interrupt).
+    ``best_value`` are of the best evaluation, whose weights the module then has (not after an interrupt, nor where
+    they weren't to be put back).
     """
 
     steps: int

@@ -129,10 +129,11 @@ class Trainer(Generic[BatchT]):
             stack.enter_context(self._log)
             bar = stack.enter_context(ProgressBar(self.config.max_steps, shown=self._progress_bar))
             wish = stack.enter_context(stop_on_interrupt(self._checkpoints is not None))
+            stack.callback(self.module.eval)
             self._loop(bar, wish)
-        if not wish.asked or self._state.position.stopped_by is not None:
+        stopping = self.config.early_stopping
+        if self._state.position.stopped_by is not None and stopping is not None and stopping.put_back:
             self._state.put_best_back()
-        self.module.eval()
         return self._record()
 
     def _loop(self, bar: ProgressBar, wish: StopWish) -> None:

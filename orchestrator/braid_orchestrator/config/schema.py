@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from braid_orchestrator.config.environment import apply_environment
 from braid_orchestrator.config.messages import explain, show
 from braid_orchestrator.config.models import SECTIONS, BraidModel, ShardModel, StateModel
-from braid_orchestrator.config.presets import with_preset
 from braid_orchestrator.config.values import BraidConfig, StateConfig
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ShardConfig
@@ -42,10 +41,7 @@ def parse_braid_config(raw: object, environment: Mapping[str, str] | None = None
             f"configuration: got {show(raw)}, expected a mapping with keys such as anchor and shards"
         )
     _refuse_written_secret(raw)
-    environment = environment or {}
-    # The environment may name the preset, and single keys of what the preset brings.
-    preset = apply_environment(raw, environment).get("preset")
-    settings = apply_environment(with_preset(raw, preset), environment)
+    settings = apply_environment(raw, environment or {})
     try:
         model = BraidModel.model_validate(settings)
     except ValidationError as error:

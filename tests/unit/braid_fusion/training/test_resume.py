@@ -80,6 +80,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert steps == list(range(1, 18))
 
 
+def test_the_best_weights_of_before_the_break_come_back(tmp_path: Path) -> None:
+    worst = EarlyStopping(
+        patience=None, higher_is_better=True
+    )  # the first evaluation's, while the loss falls
+    straight = tiny_trainer(tmp_path / "straight", early_stopping=worst)
+    assert straight.run().best_step == 4
+    torch.manual_seed(5)
+    run_until(tmp_path / "broken", 9, early_stopping=worst)
+    resumed = tiny_trainer(tmp_path / "broken", early_stopping=worst)
+    resumed.run(tmp_path / "broken" / "checkpoints")
+    assert everything(resumed) == everything(straight)
+
+
 def test_dropout_and_epochs_really_take_part(tmp_path: Path) -> None:
     """What the test above relies on: other random numbers, or another order, give other parameters."""
     first = tiny_trainer()
