@@ -82,8 +82,8 @@ def load_weights(
     """
     path = Path(path)
     saved = _read(path)
-    running = {"base": describe_base(base_model), "config": _comparable(config.to_dict())}
-    unlike = differences({"base": saved.base, "config": _comparable(saved.config)}, running, "this model")
+    running = {"base": describe_base(base_model), "config": _plain(config.to_dict())}
+    unlike = differences({"base": saved.base, "config": saved.config}, running, "this model")
     if unlike:
         raise WeightMismatch(f"{path}: weights of other grafted layers: {'; '.join(unlike)}")
     expected = fusion_layers.state_dict()
@@ -152,8 +152,9 @@ def open_folder(
     return config, base_model
 
 
-def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(json.dumps(plain)).items() if key != "seed"}
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON makes of a configuration or description, without the seed."""
+    return {key: value for key, value in json.loads(json.dumps(values)).items() if key != "seed"}
 
 
 def _suffix(path: Path) -> str:
@@ -183,13 +184,19 @@ def _read_safetensors(path: Path) -> _Saved:
         metadata = file.metadata() or {}
         _check_format(path, int(metadata["format"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    return _Saved(json.loads(metadata["config"]), json.loads(metadata["base"]), tensors)
+    return _Saved(_plain(json.loads(metadata["config"])), _plain(json.loads(metadata["base"])), tensors)
 
 
 def _read_pt(path: Path) -> _Saved:
     content = torch.load(path, map_location="cpu", weights_only=True)
     _check_format(path, content["format"])
-    return _Saved(dict(content["config"]), dict(content["base"]), dict(content["tensors"]))
+    tensors = dict(content["tensors"])
+    strange = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise CorruptWeights(
+            f"{path}: {strange[0]}: got a {type(tensors[strange[0]]).__name__}, expected a tensor"
+        )
+    return _Saved(_plain(content["config"]), _plain(content["base"]), tensors)
 
 
 def _check_format(path: Path, found: object) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from braid_fusion.errors import GraftConfigError
 from braid_fusion.grafting import files, metrics
@@ -51,6 +52,8 @@ class ResonanceWrapper(nn.Module):
 
     def __init__(self, base_model: Any, config: FusionConfig | None = None, freeze_base: bool = True) -> None:
         super().__init__()
+        # The list of names that a pipeline compares a model's class with, to complain where it is not among them.
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("braid_resonance", "ResonanceWrapper")
         if isinstance(base_model, ResonanceWrapper):
             raise GraftConfigError(
                 "base_model: got a ResonanceWrapper, expected a bare model: unwrap() it first"

@@ -43,3 +43,19 @@ def test_crop_reaches_all_names_and_parts() -> None:
     assert cache.append("b", torch.zeros(1, 1)).shape[0] == 3
     assert cache.part(1).append("a", torch.zeros(1, 1)).shape[0] == 3
     assert cache.num_bytes() == 3 * 64 * 4
+
+
+def test_a_copy_goes_on_apart() -> None:
+    cache = RowCache()
+    cache.append("x", torch.arange(3.0))
+    cache.part(1).append("x", torch.arange(2.0))
+    cache.lane(1).append("x", torch.arange(4.0))
+    twin = cache.copy()
+    twin.append("x", torch.tensor([9.0]))
+    cache.append("x", torch.tensor([7.0]))
+    cache.part(1).crop(0)
+    cache.lane(1).crop(1)
+    assert twin.append("x", torch.empty(0)).tolist() == [0, 1, 2, 9]
+    assert cache.append("x", torch.empty(0)).tolist() == [0, 1, 2, 7]
+    assert twin.part(1).append("x", torch.empty(0)).tolist() == [0, 1]
+    assert twin.lane(1).append("x", torch.empty(0)).tolist() == [0, 1, 2, 3]

@@ -42,12 +42,18 @@ def rows_of(cache: Any) -> Any:
     return cache.layers[-1]
 
 
+def positions_of(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
 def greedy(model: Any, ids: Tensor, mask: Tensor, steps: int) -> Tensor:
     """Token by token, the whole text anew each time."""
     for _ in range(steps):
         with torch.no_grad():
-            best = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1].argmax(-1)
-        ids = torch.cat([ids, best[:, None]], 1)
+            logits = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False
+            ).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1)[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return ids
 
@@ -56,10 +62,9 @@ def greedy(model: Any, ids: Tensor, mask: Tensor, steps: int) -> Tensor:
 def test_steps_of_any_size_equal_the_whole_text_in_every_family(family: str) -> None:
     model = graft(make_model(family), 0, 2)
     ids = ids_of(2, 11)
-    positions = (PADDED.cumsum(1) - 1).clamp(min=0)
+    positions = positions_of(PADDED)
     with torch.no_grad():
         whole = model(input_ids=ids, attention_mask=PADDED, position_ids=positions, use_cache=False).logits
-        bare = model.base_model
         cache, got, start = None, [], 0
         for end in (2, 3, 8, 9, 10, 11):  # the first call is all padding in one of the sequences
             out = model(
@@ -71,7 +76,6 @@ def test_steps_of_any_size_equal_the_whole_text_in_every_family(family: str) -> 
             )
             cache, start = out.past_key_values, end
             got.append(out.logits)
-    assert bare is model.base_model
     steps = torch.cat(got, 1)
     assert_close(steps[0, 4:], whole[0, 4:])
     assert_close(steps[1], whole[1])
@@ -80,29 +84,14 @@ def test_steps_of_any_size_equal_the_whole_text_in_every_family(family: str) -> 
     assert_close(whole[0, 4:], alone[0])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text", "opt"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_generating_with_a_cache_equals_recomputing_each_step(family: str) -> None:
     model = graft(make_model(family), 0, 2)
     ids = ids_of(2, 11)
-    got = model.generate(
-        ids, attention_mask=PADDED, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=2
-    )
-    assert torch.equal(got, greedy(model, ids, PADDED, 8) if family not in ("gpt2", "opt") else got)
-    again = model.generate(
-        ids,
-        attention_mask=PADDED,
-        max_new_tokens=8,
-        do_sample=False,
-        eos_token_id=None,
-        use_cache=False,
-        pad_token_id=2,
-    )
-    assert torch.equal(got, again)
-    bare = model.unwrap().generate(
-        ids, attention_mask=PADDED, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=2
-    )
-    assert not torch.equal(got, bare)
-    del again
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    got = model.generate(ids, attention_mask=PADDED, **options)
+    assert torch.equal(got, greedy(model, ids, PADDED, 6))
+    assert not torch.equal(got, model.unwrap().generate(ids, attention_mask=PADDED, **options))
 
 
 def test_every_step_of_generate_has_the_logits_of_the_whole_forward(wrapper: ResonanceWrapper) -> None:
@@ -248,5 +237,16 @@ def test_whoever_runs_the_model_runs_the_grafts(back: ResonanceWrapper) -> None:
         embedded = back(inputs_embeds=back.get_input_embeddings()(ids))
         assert torch.equal(embedded.logits, whole.logits)
         inside = back(input_ids=ids, output_hidden_states=True).hidden_states
+        bare = make_model("llama")(input_ids=ids, output_hidden_states=True).hidden_states
     assert torch.equal(back.base_model.generate(ids, **options), back.generate(ids, **options))
-    assert len(inside) == 4
+    assert torch.equal(inside[0], bare[0])
+    assert not torch.equal(inside[1], bare[1])  # behind layer 0, where the first graft is
+
+
+def test_states_recorded_before_wrapping_are_recorded_changed_afterwards() -> None:
+    model, ids = make_model("llama"), ids_of(1, 6)
+    with torch.no_grad():
+        bare = model(input_ids=ids, output_hidden_states=True).hidden_states
+        changed = graft(model, 1)(input_ids=ids, output_hidden_states=True).hidden_states
+    assert torch.equal(changed[1], bare[1])
+    assert not torch.equal(changed[2], bare[2])
