@@ -78,3 +78,30 @@ def test_precision_measures_weights_and_frames(tmp_path: Path) -> None:
 def test_help_says_what_is_measured(benchmark: str) -> None:
     command = (sys.executable, "-m", "braid_orchestrator.cli", "bench", benchmark, "--help")
     assert "--quick" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_graft_measures_the_bare_model_and_every_preset() -> None:
+    value = run("graft")
+    sides = {"bare", "minimal", "standard", "full"}
+    assert value["raw"]["seconds"].keys() == {
+        f"{side} {what}" for side in sides for what in ("forward", "decode")
+    }
+    assert all(len(runs) == 1 and runs[0] > 0 for runs in value["raw"]["seconds"].values())
+    assert value["raw"]["parameters"]["bare"][1] == 0
+    assert all(value["raw"]["parameters"][side][1] > 0 for side in sides - {"bare"})
+    assert all(one["peak_bytes"] > 0 for one in value["raw"]["memory"].values())
+    assert len(value["targets"]) == 6
+
+
+def test_graft_quality_lets_every_way_learn_the_same_text(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", seed=1)
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"line {n}: the other one said nothing." for n in range(300)), encoding="utf-8"
+    )
+    picture = tmp_path / "plots" / "quality.png"
+    value = run("graft-quality", "--model", str(model), "--text", str(text), "--plot", str(picture))
+    contests = value["raw"]["contests"]
+    assert {one["method"] for one in contests} == {"graft", "lora", "mlp"}
+    assert all(0 < result["test"] < 20 for one in contests for result in one["results"])
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from braid_orchestrator.cli.console import err, out, print_json
+from braid_orchestrator.cli.bench_graft import graft, graft_quality
+from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
+from braid_orchestrator.cli.console import err
 from braid_orchestrator.cli.options import JsonOption
 from braid_rpc.errors import InvalidRequestError
 
-if TYPE_CHECKING:
-    from braid_orchestrator.bench.report import Report
-
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown, for a document.")]
-QuickOption = Annotated[
-    bool,
-    typer.Option("--quick", help="Small models and few rounds: shows that it works, not how fast it is."),
-]
 
 
 @app.callback()
@@ -65,9 +55,9 @@ def step(
         fusion_width=fusion_width or options.fusion_width,
         readout=readout,
     )
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         report = run_step(options, progress)
-    _show(report, as_json, markdown)
+    show(report, as_json, markdown)
 
 
 @app.command()
@@ -93,9 +83,9 @@ def prefill(
         rounds=rounds or options.rounds,
         strategy=strategy,
     )
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         report = run_prefill(options, progress)
-    _show(report, as_json, markdown)
+    show(report, as_json, markdown)
 
 
 @app.command()
@@ -132,9 +122,9 @@ def throughput(
         strategy=strategy,
         placement=placement,  # type: ignore[arg-type]
     )
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         report = run_throughput(options, progress)
-    _show(report, as_json, markdown)
+    show(report, as_json, markdown)
 
 
 @app.command()
@@ -151,9 +141,9 @@ def naive(
     from braid_orchestrator.bench.naive import NaiveOptions, run_naive
 
     options = NaiveOptions.quick() if quick else NaiveOptions()
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         report = run_naive(replace(options, rounds=rounds or options.rounds), progress)
-    _show(report, as_json, markdown)
+    show(report, as_json, markdown)
 
 
 @app.command()
@@ -190,9 +180,13 @@ def precision(
         text=held_out_text() if text is None else read_text(text),
         rounds=rounds or options.rounds,
     )
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         report = run_precision(options, progress)
-    _show(report, as_json, markdown)
+    show(report, as_json, markdown)
+
+
+app.command()(graft)
+app.command()(graft_quality)
 
 
 @app.command()
@@ -219,7 +213,7 @@ def render(
     except json.JSONDecodeError as error:
         raise InvalidRequestError(f"{result}: got no JSON, expected what --json prints: {error}") from error
     if into is None:
-        _show(report, as_json=False, markdown=markdown)
+        show(report, as_json=False, markdown=markdown)
     else:
         replace_section(into, report)
         err.print(f"{into}: section {report.benchmark!r} replaced")
@@ -232,25 +226,3 @@ def _check_strategy(strategy: str) -> None:
         raise InvalidRequestError(
             f"strategy: got {strategy!r}, expected one of {', '.join(strategy_names())}"
         )
-
-
-def _show(report: Report, as_json: bool, markdown: bool) -> None:
-    if as_json:
-        print_json(report.to_dict())
-    elif markdown:
-        out.file.write(report.to_markdown())
-    else:
-        report.print(out)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """What a benchmark tells of its progress, as a bar on stderr that goes away at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield progress

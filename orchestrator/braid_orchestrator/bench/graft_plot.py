@@ -1,0 +1,91 @@
+"""The outcome of `braid bench graft-quality` as a picture. Knows only the report's raw figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from braid_orchestrator.bench.report import Report
+from braid_rpc.errors import InvalidRequestError
+
+_COLOURS = {"graft": "#4269d0", "lora": "#efb118", "mlp": "#6cc5b0"}
+_LABELS = {"graft": "grafted", "lora": "LoRA", "mlp": "MLP adapter"}
+
+
+def plot_graft_quality(report: Report, path: Path) -> None:
+    """Bars per preset and method, the bare model as a line; and what leaving a component out costs.
+
+    Raises: InvalidRequestError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InvalidRequestError(
+            f"plot: expected matplotlib: pip install 'braid[plots]' ({error})"
+        ) from error
+    models = list(report.raw["bare"])
+    has_ablations = bool(report.raw["ablations"])
+    figure = Figure(figsize=(5.2 * len(models), 6.4 if has_ablations else 3.4), layout="constrained")
+    grid = figure.subplots(2 if has_ablations else 1, len(models), squeeze=False)
+    for column, model in enumerate(models):
+        _draw_contest(grid[0][column], model, report.raw)
+        if has_ablations:
+            _draw_ablation(grid[1][column], model, report.raw)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_contest(axes: Any, model: str, raw: Any) -> None:
+    contests = [one for one in raw["contests"] if one["model"] == model]
+    presets = list(dict.fromkeys(one["preset"] for one in contests))
+    methods = list(dict.fromkeys(one["method"] for one in contests))
+    width = 0.8 / len(methods)
+    for index, method in enumerate(methods):
+        tests = [
+            [result["test"] for result in one["results"]]
+            for preset in presets
+            for one in contests
+            if (one["preset"], one["method"]) == (preset, method)
+        ]
+        axes.bar(
+            [place + (index - (len(methods) - 1) / 2) * width for place in range(len(presets))],
+            [fmean(values) for values in tests],
+            width,
+            yerr=[pstdev(values) for values in tests],
+            label=_LABELS[method],
+            color=_COLOURS[method],
+        )
+    bare = raw["bare"][model]["test"]
+    axes.axhline(bare, color="grey", linestyle="--", label=f"bare ({bare:.2f})")
+    lowest = min(result["test"] for one in contests for result in one["results"])
+    axes.set_ylim(lowest * 0.97, bare * 1.01)
+    axes.set_xticks(range(len(presets)), presets)
+    axes.set_title(Path(model).name)
+    axes.set_ylabel("bits per byte, test text")
+    axes.legend(fontsize="small")
+
+
+def _draw_ablation(axes: Any, model: str, raw: Any) -> None:
+    whole = next(
+        one
+        for one in raw["contests"]
+        if (one["model"], one["preset"], one["method"]) == (model, "full", "graft")
+    )
+    names = list(raw["ablations"][model])
+    differences = [
+        [
+            result["test"] - full["test"]
+            for result, full in zip(raw["ablations"][model][name], whole["results"], strict=True)
+        ]
+        for name in names
+    ]
+    axes.barh(
+        names,
+        [fmean(values) for values in differences],
+        xerr=[pstdev(values) for values in differences],
+        color=_COLOURS["graft"],
+    )
+    axes.axvline(0.0, color="grey")
+    axes.invert_yaxis()
+    axes.set_xlabel("bits per byte more without it")

@@ -1,0 +1,43 @@
+"""What all benchmarks of the command line share: their options, their progress bar, and how they show a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from braid_orchestrator.cli.console import err, out, print_json
+
+if TYPE_CHECKING:
+    from braid_orchestrator.bench.report import Report
+
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown, for a document.")]
+QuickOption = Annotated[
+    bool,
+    typer.Option("--quick", help="Small models and few rounds: shows that it works, not how fast it is."),
+]
+
+
+def show(report: Report, as_json: bool, markdown: bool) -> None:
+    if as_json:
+        print_json(report.to_dict())
+    elif markdown:
+        out.file.write(report.to_markdown())
+    else:
+        report.print(out)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """What a benchmark tells of its progress, as a bar on stderr that goes away at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield progress
