@@ -37,6 +37,7 @@ from braid_fusion.strategies import RouterFusion, make_strategy, registry, strat
 from braid_orchestrator.cli.main import app as command_line
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.models import SECTIONS, BraidModel, parse_size
+from braid_orchestrator.config.presets import PRESETS
 from braid_orchestrator.config.schema import load_braid_config, parse_braid_config
 from braid_orchestrator.deciding import make_decider
 from braid_orchestrator.engine.requests import (
@@ -265,6 +266,21 @@ def test_the_strategies_that_are_shown_work_in_pieces_as_on_the_whole(own_regist
     together = torch.stack([row for _, row in sorted(pieces, key=lambda piece: piece[0])])
     torch.testing.assert_close(together, whole)
     torch.testing.assert_close(whole[3], torch.stack(states).mean(0)[:4].mean(0))
+
+
+def test_every_preset_is_documented_as_it_is() -> None:
+    rows = table_under(FUSION, "Presets").by_first_column()
+    assert set(rows) == set(PRESETS)
+    for name, preset in PRESETS.items():
+        row = {key.strip("`"): text.replace("`", "") for key, text in rows[name].items()}
+        options = "".join(f", {key}: {value}" for key, value in preset.options.items())
+        default = "auto, if braiding.decide is given" if preset.decides else "true"
+        assert (row["strategy"], row["readout"], row["braiding.default"]) == (
+            preset.strategy + options,
+            preset.readout,
+            default,
+        )
+        assert preset.injection == "residual"
 
 
 @pytest.fixture

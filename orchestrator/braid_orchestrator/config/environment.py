@@ -18,7 +18,22 @@ import yaml
 from braid_rpc.errors import ConfigError
 
 PREFIX = "BRAID_"
-KEYS = ("name", "anchor", "shards", "points", "readout", "fusion", "limits", "state", "auth", "seed")
+KEYS = (
+    *(
+        "name",
+        "anchor",
+        "preset",
+        "shards",
+        "points",
+        "readout",
+        "fusion",
+        "braiding",
+        "limits",
+        "state",
+        "auth",
+    ),
+    "seed",
+)
 # Settings of the command line, not of the braid.
 RESERVED = frozenset(
     {"BRAID_TARGET", "BRAID_CONFIG", "BRAID_LOG_LEVEL", "BRAID_LOG_FORMAT", "BRAID_API_KEYS", "BRAID_API_KEY"}

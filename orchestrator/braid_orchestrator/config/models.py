@@ -245,6 +245,7 @@ class BraidModel(_Model):
 
     name: Name = "braid"
     anchor: StrictStr
+    preset: Literal["domain", "size", "training"] | None = None
     shards: Annotated[list[ShardModel], Field(min_length=1)]
     points: list[PointModel] = Field(default_factory=list)
     readout: ReadoutModel = Field(default_factory=ReadoutModel)
@@ -301,6 +302,7 @@ class BraidModel(_Model):
         return BraidConfig(
             name=self.name,
             anchor=self.anchor,
+            preset=self.preset,
             shards=tuple(ShardConfig(**shard.model_dump()) for shard in self.shards),
             points=tuple(
                 PointConfig(

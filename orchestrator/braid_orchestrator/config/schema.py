@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from braid_orchestrator.config.environment import apply_environment
 from braid_orchestrator.config.messages import explain, show
 from braid_orchestrator.config.models import SECTIONS, BraidModel, ShardModel, StateModel
+from braid_orchestrator.config.presets import with_preset
 from braid_orchestrator.config.values import BraidConfig, StateConfig
 from braid_rpc.errors import ConfigError
 from braid_services.shard.config import ShardConfig
@@ -41,7 +42,10 @@ def parse_braid_config(raw: object, environment: Mapping[str, str] | None = None
             f"configuration: got {show(raw)}, expected a mapping with keys such as anchor and shards"
         )
     _refuse_written_secret(raw)
-    settings = apply_environment(raw, environment or {})
+    environment = environment or {}
+    # The environment may name the preset, and single keys of what the preset brings.
+    preset = apply_environment(raw, environment).get("preset")
+    settings = apply_environment(with_preset(raw, preset), environment)
     try:
         model = BraidModel.model_validate(settings)
     except ValidationError as error:

@@ -108,7 +108,7 @@ class BraidingConfig:
 
 @dataclass(frozen=True, slots=True)
 class BraidConfig:
-    """The whole, as one file describes it."""
+    """The whole, as one file describes it. What ``preset`` brought stands under the other keys already."""
 
     name: str
     anchor: str
@@ -121,3 +121,4 @@ class BraidConfig:
     state: StateConfig = field(default_factory=StateConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     seed: int = 0
+    preset: str | None = None

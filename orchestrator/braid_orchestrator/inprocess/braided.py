@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from braid_fusion.deciding import DecisionClassifier, Predicate
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config.values import BraidConfig, BraidingConfig, PointConfig
+from braid_orchestrator.config.values import BraidConfig, PointConfig
 from braid_orchestrator.deciding import Deciding, classifier_of, make_decider
 from braid_orchestrator.engine.requests import (
     Event,
@@ -74,36 +74,38 @@ class BraidedLLM:
     def __init__(
         self,
         model_configs: Sequence[Mapping[str, Any] | ModelWrapper],
-        fusion_strategy: Strategy | Sequence[Strategy] = "learned_weighted",
+        fusion_strategy: Strategy | Sequence[Strategy] | None = None,
         fusion_layers: Sequence[int | float] | None = None,
         *,
-        readout: str = "anchor",
-        injection: str = "residual",
+        preset: str | None = None,
+        readout: str | None = None,
+        injection: str | None = None,
         anchor: str | int = 0,
         fusion_width: int | None = None,
         fusion_options: Mapping[str, Any] | None = None,
         seed: int = 0,
         decide: Predicate | DecisionClassifier | str | None = None,
-        use_braiding: bool | Literal["auto"] = True,
+        use_braiding: UseBraiding = None,
     ) -> None:
         """Load the models that are not loaded yet, and make untrained fusion modules.
 
         Args:
             model_configs: arguments of `ModelWrapper` by name ("model_name" and perhaps "role" …), or wrappers.
             fusion_strategy: a strategy's name, or a class of your own whose instances take the list of states;
-                or one per layer.
+                or one per layer. None: the preset's, or "learned_weighted".
             fusion_layers: layers of the anchor, before which states are exchanged; in shards of another depth
                 the nearest relative depth. Or relative depths between 0 and 1. None: after each quarter.
-            readout: "anchor", "mixture" or "gate".
-            injection: "residual" or "replace".
+            preset: "domain", "size" or "training": the kind of models, from which follows what is not given.
+            readout: "anchor" (without a preset), "mixture" or "gate".
+            injection: "residual" (where none is given) or "replace".
             anchor: name or index of the model whose tokenizer and text lead.
             fusion_width: of the states that are fused; None: the smallest of the models' widths.
-            fusion_options: options of the strategy.
+            fusion_options: options of the strategy; None: the preset's, if the strategy is the preset's too.
             seed: of the fusion modules' first weights.
             decide: who answers with ``use_braiding="auto"``: a function of the prompt that gives True (the braid),
                 False (the anchor alone) or a model's name; the name of one that is registered; a
                 `DecisionClassifier`, or the folder of one.
-            use_braiding: for calls of `generate` that don't say.
+            use_braiding: for calls of `generate` that don't say; None: the preset's, or True.
 
         Raises: ConfigError, UnknownModelError, UnsupportedModelError, CorruptWeightsError.
         """
@@ -112,15 +114,18 @@ class BraidedLLM:
             models,
             fusion_strategy,
             fusion_layers,
+            preset=preset,
             anchor=anchor,
             readout=readout,
             injection=injection,
             fusion_width=fusion_width,
             options=fusion_options,
             seed=seed,
+            use_braiding=use_braiding,
+            decide=decide if isinstance(decide, str) else None,
+            decides=decide is not None,
         )
-        braiding = BraidingConfig(use_braiding, decide if isinstance(decide, str) else None)
-        self._start(models, replace(config, braiding=braiding))
+        self._start(models, config)
         if decide is not None and not isinstance(decide, str):
             self.decide = decide
 

@@ -9,7 +9,9 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from braid_fusion.strategies import register_strategy
-from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.config.presets import DEPTHS, PRESETS, Preset
+from braid_orchestrator.config.values import BraidConfig, BraidingConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.engine.requests import UseBraiding
 from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
 from braid_rpc.errors import ConfigError
 
@@ -53,47 +55,77 @@ def _load(index: int, config: Mapping[str, Any], taken: set[str]) -> ModelWrappe
 
 def braid_config(
     models: Sequence[ModelWrapper],
-    strategy: Strategy | Sequence[Strategy],
+    strategy: Strategy | Sequence[Strategy] | None,
     layers: Sequence[int | float] | None,
     *,
+    preset: str | None,
     anchor: str | int,
-    readout: str,
-    injection: str,
+    readout: str | None,
+    injection: str | None,
     fusion_width: int | None,
     options: Mapping[str, Any] | None,
     seed: int,
+    use_braiding: UseBraiding,
+    decide: str | None,
+    decides: bool,
 ) -> BraidConfig:
-    """See `BraidedLLM`. Raises: ConfigError."""
+    """See `BraidedLLM`; ``decides`` is whether anything does. Raises: ConfigError."""
     names = [model.name for model in models]
     if isinstance(anchor, int):
         if not 0 <= anchor < len(names):
             raise ConfigError(f"anchor: got {anchor}, expected a name or an index below {len(names)}")
         anchor = names[anchor]
-    if layers is None:
-        depth = next((model.num_layers for model in models if model.name == anchor), 1)
-        layers = sorted({min(max(round(depth * quarter / 4), 1), depth - 1) for quarter in (1, 2, 3)})
-    strategies = [strategy] * len(layers) if isinstance(strategy, str | type) else list(strategy)
-    if len(strategies) != len(layers):
-        raise ConfigError(
-            f"fusion_strategy: got {len(strategies)} for {len(layers)} layers, expected one, or one per layer"
-        )
+    start = _start(preset)
+    if strategy is None:
+        strategy, options = start.strategy, start.options if options is None else options
+    strategies = _per_layer(strategy, layers := _layers(models, anchor, layers))
+    if use_braiding is None:
+        use_braiding = "auto" if start.decides and decides else True
     return BraidConfig(
         name="braided",
         anchor=anchor,
+        preset=preset,
         shards=tuple(model.backend.config for model in models),
         points=tuple(
             PointConfig(
                 at=layer,
                 strategy=strategy_name(one),
-                injection=cast(Literal["residual", "replace"], injection),
+                injection=cast(Literal["residual", "replace"], injection or start.injection),
                 fusion_width=fusion_width,
                 options=dict(options or {}),
             )
             for layer, one in zip(layers, strategies, strict=True)
         ),
-        readout=ReadoutConfig(cast(Literal["anchor", "mixture", "gate"], readout)),
+        readout=ReadoutConfig(cast(Literal["anchor", "mixture", "gate"], readout or start.readout)),
+        braiding=BraidingConfig(use_braiding, decide),
         seed=seed,
     )
+
+
+def _start(preset: str | None) -> Preset:
+    if preset is None:
+        return Preset("learned_weighted", "anchor", decides=False)
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: got {preset!r}, expected one of: {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _layers(
+    models: Sequence[ModelWrapper], anchor: str, layers: Sequence[int | float] | None
+) -> Sequence[int | float]:
+    if layers is not None:
+        return layers
+    depth = next((model.num_layers for model in models if model.name == anchor), 1)
+    return sorted({min(max(round(depth * at), 1), depth - 1) for at in DEPTHS})
+
+
+def _per_layer(strategy: Strategy | Sequence[Strategy], layers: Sequence[int | float]) -> Sequence[Strategy]:
+    strategies = [strategy] * len(layers) if isinstance(strategy, str | type) else list(strategy)
+    if len(strategies) != len(layers):
+        raise ConfigError(
+            f"fusion_strategy: got {len(strategies)} for {len(layers)} layers, expected one, or one per layer"
+        )
+    return strategies
 
 
 def strategy_name(strategy: Strategy) -> str:

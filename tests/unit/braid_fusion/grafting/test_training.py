@@ -276,7 +276,8 @@ def test_a_loss_that_the_model_has_not_is_refused(weight: str, monkeypatch: pyte
     others = {"coherence": torch.ones(()), "kuramoto": torch.ones(())}
     del others[weight]
     monkeypatch.setattr(model, "auxiliary_losses", lambda: others)
-    message = f"{weight}_loss_weight: got 0.1, expected 0 for this model: its grafted layers measure {next(iter(others))}"
+    wanted = f"expected 0 for this model: its grafted layers measure {next(iter(others))}"
+    message = f"{weight}_loss_weight: got 0.1, {wanted}"
     with pytest.raises(TrainingConfigError, match=message):
         trainer(model, **{f"{weight}_loss_weight": 0.1}).train()
 

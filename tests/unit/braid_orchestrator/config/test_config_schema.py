@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from braid_orchestrator.config import environment
 from braid_orchestrator.config import values as config
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.models import (
@@ -58,6 +59,14 @@ def test_every_frozen_value_can_be_configured_and_has_the_same_default(model: An
         if field.default is not dataclasses.MISSING:
             default = model.model_fields[name].get_default(call_default_factory=True)
             assert (tuple(default) if isinstance(default, list) else default) == field.default, name
+
+
+def test_every_key_of_a_braid_can_be_set_from_the_environment() -> None:
+    assert set(environment.KEYS) == set(BraidModel.model_fields)
+    braid = parse_braid_config(
+        settings(), {"BRAID_BRAIDING__DEFAULT": "auto", "BRAID_BRAIDING__DECIDE": "by_looks"}
+    )
+    assert braid.braiding == config.BraidingConfig("auto", "by_looks")
 
 
 def test_sizes_are_written_as_people_write_them() -> None:
