@@ -89,7 +89,7 @@ class CoherenceGate(nn.Module):
 
     Args:
         num_primes, amplitude_dim: P and A of the states whose coherence comes in.
-        threshold: in (0, 1).
+        threshold: in [0, 1]; nearer to either end than 0.001 it is read as that.
         soft_gate: if false, the gate is 0 or 1 (1 above the offset) and its gradient that of the soft one.
     """
 
@@ -100,9 +100,9 @@ class CoherenceGate(nn.Module):
         self, num_primes: int = 25, amplitude_dim: int = 4, threshold: float = 0.7, soft_gate: bool = True
     ) -> None:
         super().__init__()
-        if not 0.0 < threshold < 1.0:
+        if not 0.0 <= threshold <= 1.0:
             raise GraftConfigError(
-                f"coherence gate: threshold: got {threshold!r}, expected a number between 0 and 1"
+                f"coherence gate: threshold: got {threshold!r}, expected a number from 0 to 1"
             )
         if num_primes < 2 or amplitude_dim < 1:
             raise GraftConfigError(
@@ -111,7 +111,9 @@ class CoherenceGate(nn.Module):
             )
         self.mean, self.spread = random_state_coherence(num_primes, amplitude_dim)
         self.soft_gate = soft_gate
-        normal_quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2.0 * threshold - 1.0)))
+        normal_quantile = math.sqrt(2.0) * float(
+            torch.erfinv(torch.tensor(2.0 * min(max(threshold, 0.001), 0.999) - 1.0))
+        )
         self.offset = nn.Parameter(torch.tensor(normal_quantile))
         self.steepness = nn.Parameter(torch.tensor(1.0))
 

@@ -27,7 +27,12 @@ ORDERS = (1, 2, 4)
 
 def order_parameter(phases_N: Tensor) -> Tensor:
     """r = |mean of e^(iθ)|, (...,) in [0, 1], of phases (..., N) in radians."""
-    return torch.polar(torch.ones_like(phases_N), phases_N).mean(-1).abs()
+    return order_of(phases_N.cos(), phases_N.sin())
+
+
+def order_of(cos_N: Tensor, sin_N: Tensor) -> Tensor:
+    """`order_parameter` where cosines and sines are at hand."""
+    return _field(cos_N, sin_N)[2].squeeze(-1)
 
 
 def simulate(
@@ -38,71 +43,75 @@ def simulate(
     num_steps: int,
     order: int = 2,
 ) -> Tensor:
-    """Phases (..., N) in (−π, π] after ``num_steps`` of length ``dt``.
+    """Phases (..., N) after ``num_steps`` of length ``dt``, not reduced to a turn.
 
     Args:
         phases_N: at the start, radians, float32 or float64; each leading index is a system of its own.
         frequencies_N: natural frequencies, radians per unit of time, broadcast to the phases.
         coupling: K; above zero the oscillators attract each other.
-        order: of the error in ``dt``. 1 holds the field of the step's start; 2 the field of its middle, from a trial
-            step of half the length; both are exact in rotation and in pull. 4 is the classical Runge–Kutta
+        order: of the error in ``dt``. 1 holds the field of the step's start; 2 the field of its middle, from a
+            trial step of half the length; both are exact in rotation and in pull. 4 is the classical Runge–Kutta
             method, for small steps.
 
-    Raises: GraftConfigError if ``order`` is none of 1, 2, 4 or a length or number of steps is negative.
+    Raises: GraftConfigError if ``order`` is none of 1, 2, 4, or a length or number of steps is out of range.
     """
     _check(dt, num_steps, order)
-    z_N = torch.polar(torch.ones_like(phases_N), phases_N)
-    return flow(z_N, frequencies_N, coupling, dt, num_steps, order).angle()
-
-
-def flow(
-    z_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float, num_steps: int, order: int
-) -> Tensor:
-    """`simulate` for unit complex numbers (..., N), without a check and without angles."""
     if order == 4:
         for _ in range(num_steps):
-            z_N = _runge_kutta(z_N, frequencies_N, coupling, dt)
-        return z_N
-    half_turn_N = _turn(frequencies_N, 0.5 * dt)
-    turn_N = half_turn_N * half_turn_N
+            phases_N = _runge_kutta(phases_N, frequencies_N, coupling, dt)
+        return phases_N
+    whole, half = 0.5 * dt * coupling, 0.25 * dt * coupling
+    turn_N, half_turn_N = dt * frequencies_N, 0.5 * dt * frequencies_N
+    one = phases_N.new_ones(())
     if order == 1:
         for _ in range(num_steps):
-            z_N = _pull(z_N, _strength(z_N, coupling, dt)) * turn_N
-        return z_N
+            cos_N, sin_N = phases_N.cos(), phases_N.sin()
+            pulled_N = _pulled(cos_N, sin_N, _strength(cos_N, sin_N, whole), one)
+            phases_N = torch.sub(phases_N + turn_N, pulled_N, alpha=2.0)
+        return phases_N
     for _ in range(num_steps):
         # Half of the rotation on either side of the pull: a symmetric splitting, with the field of the middle.
-        z_N = z_N * half_turn_N
-        middle_N = _pull(z_N, _strength(z_N, coupling, 0.5 * dt))
-        z_N = _pull(z_N, _strength(middle_N, coupling, dt)) * half_turn_N
-    return z_N
+        start_N = phases_N + half_turn_N
+        cos_N, sin_N = start_N.cos(), start_N.sin()
+        trial_N = _pulled(cos_N, sin_N, _strength(cos_N, sin_N, half), one)
+        middle_N = torch.sub(start_N, trial_N, alpha=2.0)
+        pulled_N = _pulled(cos_N, sin_N, _strength(middle_N.cos(), middle_N.sin(), whole), one)
+        phases_N = torch.sub(start_N + half_turn_N, pulled_N, alpha=2.0)
+    return phases_N
 
 
-def _turn(frequencies_N: Tensor, time: float) -> Tensor:
-    angles_N = frequencies_N * time
-    return torch.polar(torch.ones_like(angles_N), angles_N)
+def _field(cos_N: Tensor, sin_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Re Z, Im Z and r, (..., 1) each. The nudge gives the square root a gradient where all cancel."""
+    re, im = cos_N.mean(-1, keepdim=True) + 1e-12, sin_N.mean(-1, keepdim=True)
+    return re, im, torch.hypot(re, im)
 
 
-def _strength(z_N: Tensor, coupling: Tensor | float, time: float) -> Tensor:
-    """w (..., 1) of the pull that the field of these oscillators exerts in that time."""
-    field = z_N.mean(-1, keepdim=True)
-    r = field.abs().clamp_min(1e-12)
-    return field * (torch.tanh(r * (coupling * (0.5 * time))) / r)
+def _strength(cos_N: Tensor, sin_N: Tensor, half_gain: Tensor | float) -> tuple[Tensor, Tensor]:
+    """w, both parts (..., 1), of the pull that the field of these oscillators exerts; ``half_gain`` is K t / 2."""
+    re, im, r = _field(cos_N, sin_N)
+    length = torch.tanh(r * half_gain) / r
+    return re * length, im * length
 
 
-def _pull(z_N: Tensor, w: Tensor) -> Tensor:
-    return (z_N + w) / (w.conj() * z_N + 1.0)
+def _pulled(cos_N: Tensor, sin_N: Tensor, w: tuple[Tensor, Tensor], one: Tensor) -> Tensor:
+    """Half of the angle that the pull takes away: (z + w) / (1 + w̄ z) = z · d̄ / d with d = 1 + w̄ z, so arg d."""
+    re, im = w
+    real_N = torch.addcmul(torch.addcmul(one, re, cos_N), im, sin_N)
+    imaginary_N = torch.addcmul(re * sin_N, im, cos_N, value=-1.0)
+    return torch.atan2(imaginary_N, real_N)
 
 
-def _runge_kutta(z_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float) -> Tensor:
-    def speed(turned_N: Tensor) -> Tensor:
-        at_N = z_N * torch.polar(torch.ones_like(turned_N), turned_N)
-        return frequencies_N + coupling * (at_N.conj() * at_N.mean(-1, keepdim=True)).imag
+def _runge_kutta(phases_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float) -> Tensor:
+    def speed(at_N: Tensor) -> Tensor:
+        cos_N, sin_N = at_N.cos(), at_N.sin()
+        pull_N = sin_N.mean(-1, keepdim=True) * cos_N - cos_N.mean(-1, keepdim=True) * sin_N
+        return frequencies_N + coupling * pull_N
 
-    k1_N = speed(torch.zeros_like(z_N.real))
-    k2_N = speed(0.5 * dt * k1_N)
-    k3_N = speed(0.5 * dt * k2_N)
-    k4_N = speed(dt * k3_N)
-    return z_N * _turn(k1_N + 2.0 * (k2_N + k3_N) + k4_N, dt / 6.0)
+    k1_N = speed(phases_N)
+    k2_N = speed(phases_N + 0.5 * dt * k1_N)
+    k3_N = speed(phases_N + 0.5 * dt * k2_N)
+    k4_N = speed(phases_N + dt * k3_N)
+    return phases_N + (dt / 6.0) * (k1_N + 2.0 * (k2_N + k3_N) + k4_N)
 
 
 def _check(dt: float, num_steps: int, order: int) -> None:
@@ -165,7 +174,7 @@ class KuramotoModule(nn.Module):
             self.register_buffer("frequencies", quantiles_N)
 
     def forward(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., D) → phases (..., N) in (−π, π], order (...,) in [0, 1], and the synchronised features (..., N, 2):
+        """(..., D) → phases (..., N) in radians, order (...,) in [0, 1], and the synchronised features (..., N, 2):
         cos θ, sin θ. All at least float32: a phase in bfloat16 would be off by degrees.
 
         Raises: FusionShapeError if the width differs.
@@ -174,17 +183,17 @@ class KuramotoModule(nn.Module):
             raise FusionShapeError(
                 f"kuramoto: got states of shape {tuple(x_D.shape)}, expected (..., {self.input_dim})"
             )
-        z_N = self.synchronise([self.to_phases(x_D)])
-        return z_N.angle(), z_N.mean(-1).abs(), torch.view_as_real(z_N)
+        phases_N = self.synchronise([self.to_phases(x_D)])
+        cos_N, sin_N = phases_N.cos(), phases_N.sin()
+        return phases_N, order_of(cos_N, sin_N), torch.stack([cos_N, sin_N], dim=-1)
 
     def synchronise(self, starts_N: Sequence[Tensor]) -> Tensor:
-        """Groups of N oscillators of the same positions, all coupled to all: their phases (..., N) at the start, in
-        radians, to e^(iθ) (..., groups · N) after the module's steps, complex64 or complex128."""
+        """Groups of N oscillators of the same positions, all coupled to all: their phases (..., N) at the start to those
+        after the module's steps, (..., groups · N), in radians, at least float32."""
         start_N, frequencies_N = starts_N[0], self.frequencies
         coupling: Tensor = self.coupling
         if len(starts_N) > 1:
             start_N, frequencies_N = torch.cat(list(starts_N), dim=-1), frequencies_N.repeat(len(starts_N))
         if start_N.dtype in (torch.float16, torch.bfloat16):
             start_N, frequencies_N, coupling = start_N.float(), frequencies_N.float(), coupling.float()
-        z_N = torch.polar(torch.ones_like(start_N), start_N)
-        return flow(z_N, frequencies_N, coupling, self.dt, self.num_steps, self.order)
+        return simulate(start_N, frequencies_N, coupling, self.dt, self.num_steps, self.order)

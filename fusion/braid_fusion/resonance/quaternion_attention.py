@@ -6,10 +6,10 @@ The published score Re(q* ⊗ k) is the ordinary dot product of q and k, so atte
 Here r_ts = Σ_n q_tn* ⊗ k_sn, the quaternion that turns the query into the key, summed over the quaternions of a
 head, enters with all four parts:
 
-    score = Re r + a · Im r − |w · Im_⊥ r|,   over √K
+    score = Re r + a · Im r − w² |Im_⊥ r|²,   with r over √K
 
 with an axis a of the head and Im_⊥ the part of Im r across it: a head prefers keys that are turned about its
-own axis. The first two terms are linear in r and could be had by other projections; the length of Im_⊥ cannot:
+own axis. The first two terms are linear in r and could be had by other projections; the third cannot:
 the matrix of scores has a higher rank than any product of K-wide queries and keys.
 
 ⟨q ⊗ c, k⟩ is the component of r along the quaternion c, so turning the query by three quaternions per head (rows of
@@ -101,16 +101,15 @@ class QuaternionAttention(nn.Module):
         turned_BHCTK = turned.view(B, H, T, K // 4, 3, 4).permute(0, 1, 4, 2, 3, 5).reshape(B, H, 3 * T, K)
         parts = turned_BHCTK @ key_BMHK.permute(0, 2, 3, 1)
         along, across_1, across_2 = parts.view(B, H, 3, T, -1).unbind(2)
-        squared = torch.addcmul(across_1.square(), across_2, across_2)
-        return along - (squared + 1e-12).sqrt()
+        less = torch.addcmul(along, across_1, across_1, value=-1.0)
+        return torch.addcmul(less, across_2, across_2, value=-1.0)
 
     def _masked(self, scores_BHTM: Tensor) -> Tensor:
         """Minus infinity where a key is later than the query, the last of the queries being at the last key."""
         T, M = scores_BHTM.shape[-2:]
         if T == 1:
             return scores_BHTM
-        later_TM = torch.ones(T, M, dtype=torch.bool, device=scores_BHTM.device).triu(M - T + 1)
-        return scores_BHTM.masked_fill(later_TM, -torch.inf)
+        return scores_BHTM + scores_BHTM.new_full((T, M), -torch.inf).triu(M - T + 1)
 
 
 def _starting_turns(num_heads: int, golden: bool) -> Tensor:

@@ -12,6 +12,7 @@ Letters: A components of a number.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from braid_fusion.errors import FusionShapeError
 
 DIMENSIONS = (1, 2, 4, 8, 16)
+
+# A product of more components than these goes by all pairs of them, else by a matrix: what is faster.
+_BY_MATRIX = 4
 
 
 def product(left_A: Tensor, right_A: Tensor) -> Tensor:
@@ -33,24 +37,27 @@ def product(left_A: Tensor, right_A: Tensor) -> Tensor:
         raise FusionShapeError(
             f"product: got numbers of {size} and of {right_A.shape[-1]} components, expected the same for both"
         )
+    if size > _BY_MATRIX:
+        pairs = (left_A.unsqueeze(-1) * right_A.unsqueeze(-2)).flatten(-2)
+        return pairs @ _tables(_dimension(left_A), left_A.device, left_A.dtype).product
     return (left_matrix(left_A) @ right_A.unsqueeze(-1)).squeeze(-1)
 
 
 def left_matrix(number_A: Tensor) -> Tensor:
     """(..., A, A): the matrix M with M b = number · b."""
-    index, signs = _tables(_dimension(number_A), number_A.device, number_A.dtype, False)
-    return number_A[..., index] * signs
+    tables = _tables(_dimension(number_A), number_A.device, number_A.dtype)
+    return (number_A @ tables.from_left).view(*number_A.shape, number_A.shape[-1])
 
 
 def right_matrix(number_A: Tensor) -> Tensor:
     """(..., A, A): the matrix M with M b = b · number."""
-    index, signs = _tables(_dimension(number_A), number_A.device, number_A.dtype, True)
-    return number_A[..., index] * signs
+    tables = _tables(_dimension(number_A), number_A.device, number_A.dtype)
+    return (number_A @ tables.from_right).view(*number_A.shape, number_A.shape[-1])
 
 
 def conjugate(number_A: Tensor) -> Tensor:
     """The same real part, the others with opposite sign."""
-    return number_A * _conjugation(_dimension(number_A), number_A.device, number_A.dtype)
+    return number_A * _tables(_dimension(number_A), number_A.device, number_A.dtype).conjugation
 
 
 def _dimension(number_A: Tensor) -> int:
@@ -87,24 +94,31 @@ def sign_table(dimension: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sign(i, j) for j in range(dimension)) for i in range(dimension))
 
 
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The signs as maps that a matrix product applies: gathering by index takes several times as long.
+
+    Each column has one entry that is not zero, ±1, or A of them (``product``), so nothing is rounded but sums.
+    """
+
+    product: Tensor  # (A A, A): the products of all pairs of components to the components of the product
+    from_left: Tensor  # (A, A A): a number to its matrix of left multiplication
+    from_right: Tensor  # (A, A A)
+    conjugation: Tensor  # (A,)
+
+
 @lru_cache(maxsize=64)
-def _tables(
-    dimension: int, device: torch.device, dtype: torch.dtype, from_right: bool
-) -> tuple[Tensor, Tensor]:
-    """For entry [k, j] of a multiplication matrix: which component stands there, and its sign."""
-    table = sign_table(dimension)
-    numbers = range(dimension)
+def _tables(dimension: int, device: torch.device, dtype: torch.dtype) -> _Tables:
+    signs, numbers = sign_table(dimension), range(dimension)
+    constants = torch.zeros(dimension, dimension, dimension, dtype=torch.float64)
+    for i in numbers:
+        for j in numbers:
+            constants[i, j, i ^ j] = signs[i][j]  # e_i e_j
+    conjugation = torch.tensor([1.0] + [-1.0] * (dimension - 1))
     with torch.inference_mode(False):  # kept for later calls, which may want gradients
-        index = torch.tensor([[k ^ j for j in numbers] for k in numbers], device=device)
-        signs = torch.tensor(
-            [[table[j][k ^ j] if from_right else table[k ^ j][j] for j in numbers] for k in numbers],
-            device=device,
-            dtype=dtype,
+        return _Tables(
+            constants.flatten(0, 1).to(device, dtype),
+            constants.transpose(1, 2).flatten(1).to(device, dtype),
+            constants.permute(1, 2, 0).flatten(1).to(device, dtype),
+            conjugation.to(device, dtype),
         )
-    return index, signs
-
-
-@lru_cache(maxsize=64)
-def _conjugation(dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([1.0] + [-1.0] * (dimension - 1), device=device, dtype=dtype)

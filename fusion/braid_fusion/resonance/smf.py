@@ -81,7 +81,7 @@ class SMF(nn.Module):
         places = torch.arange(num_all, device=self.decay_logit.device)
         age_TM = places[num_all - num_new :, None] - places
         log_decay = functional.logsigmoid(self.decay_logit.to(dtype))
-        return torch.exp(log_decay * age_TM.clamp_min(0)) * (age_TM > 0)
+        return torch.exp(log_decay * age_TM.clamp_min(0)).tril(num_all - num_new - 1)
 
 
 def _imaginary(number_A: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from braid_fusion.initialisation import linear
 from braid_fusion.resonance.coherence import CoherenceGate, coherence_from_entropy, entropy
 from braid_fusion.resonance.config import FusionConfig
 from braid_fusion.resonance.history import run_by_sequence
-from braid_fusion.resonance.kuramoto import KuramotoModule
+from braid_fusion.resonance.kuramoto import KuramotoModule, order_of
 from braid_fusion.resonance.primes import PrimeProjection
 from braid_fusion.resonance.prsc import PRSC
 from braid_fusion.resonance.quaternion_attention import QuaternionAttention
@@ -127,10 +127,13 @@ class OscillatorStage(nn.Module):
 
     def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
         groups = [stream_TF] if self.num_groups == 1 else [stream_TF, *scene.states_TF]
-        z_TN = self.oscillators.synchronise([self.oscillators.to_phases(group_TF) for group_TF in groups])
+        phases_TN = self.oscillators.synchronise(
+            [self.oscillators.to_phases(group_TF) for group_TF in groups]
+        )
+        cos_TN, sin_TN = phases_TN.cos(), phases_TN.sin()
         if scene.context.want_metrics:
-            scene.row_metrics["kuramoto_order"] = z_TN.mean(-1).abs()
-        back_TF: Tensor = self.back(torch.view_as_real(z_TN).flatten(1).to(stream_TF.dtype))
+            scene.row_metrics["kuramoto_order"] = order_of(cos_TN, sin_TN)
+        back_TF: Tensor = self.back(torch.cat([cos_TN, sin_TN], dim=-1).to(stream_TF.dtype))
         return back_TF
 
 

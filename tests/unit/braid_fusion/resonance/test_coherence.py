@@ -153,8 +153,8 @@ def test_bfloat16_keeps_its_dtype_and_nearly_its_gate(draw: Draw, generator: Gen
 
 
 def test_wrong_options_and_shapes_are_refused() -> None:
-    with pytest.raises(GraftConfigError, match=r"threshold: got 1\.0"):
-        CoherenceGate(threshold=1.0)
+    with pytest.raises(GraftConfigError, match=r"threshold: got 1\.1"):
+        CoherenceGate(threshold=1.1)
     with pytest.raises(GraftConfigError, match="1 primes"):
         CoherenceGate(1)
     with pytest.raises(FusionShapeError, match=r"\(3, 11\)"):

@@ -31,10 +31,10 @@ def test_scores_are_the_parts_of_the_relative_quaternion(attention: QuaternionAt
     query, key = _queries_and_keys(draw, 4, 5)
     q = query.unflatten(-1, (2, 4))[:, :, None]  # B T 1 H n Q
     k = key.unflatten(-1, (2, 4))[:, None]
-    relative = hamilton_product(conjugate(q), k).sum(-2)  # B T M H Q
+    relative = hamilton_product(conjugate(q), k).sum(-2) / 8**0.5  # B T M H Q
     turn = attention.turn_HCQ
     along, first, second = (torch.einsum("btmhq,hq->bhtm", relative, turn[:, c]) for c in range(3))
-    expected = (along - (first.square() + second.square()).sqrt()) / 8**0.5
+    expected = along - first.square() - second.square()
     torch.testing.assert_close(attention.scores(query, key), expected, **CLOSE)
 
 
