@@ -188,8 +188,8 @@ class KuramotoModule(nn.Module):
         return phases_N, order_of(cos_N, sin_N), torch.stack([cos_N, sin_N], dim=-1)
 
     def synchronise(self, starts_N: Sequence[Tensor]) -> Tensor:
-        """Groups of N oscillators of the same positions, all coupled to all: their phases (..., N) at the start to those
-        after the module's steps, (..., groups · N), in radians, at least float32."""
+        """Groups of N oscillators of the same positions, all coupled to all: their phases (..., N) at the start to
+        those after the module's steps, (..., groups · N), in radians, at least float32."""
         start_N, frequencies_N = starts_N[0], self.frequencies
         coupling: Tensor = self.coupling
         if len(starts_N) > 1:
