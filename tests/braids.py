@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from braid_orchestrator.engine.requests import (
 )
 from braid_orchestrator.serving.service import BraidService
 from braid_rpc.errors import BraidError
+from braid_rpc.stability import ChoiceStability, TokenStability
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
@@ -103,6 +104,8 @@ class Result:
     logprobs: list[float | None]
     finish_reason: str
     stop_reason: str | int | None
+    stability: list[TokenStability | None] = field(default_factory=list)
+    summary: ChoiceStability | None = None
 
 
 class Client:
@@ -114,7 +117,7 @@ class Client:
 
     def submit(self, prompt: str | tuple[int, ...], **options: object) -> queue.Queue[Event | BraidError]:
         events: queue.Queue[Event | BraidError] = queue.Queue()
-        names = {"n", "use_braiding", "shard", "timeout_s", "request_id"}
+        names = {"n", "use_braiding", "shard", "timeout_s", "request_id", "stability"}
         request = {key: options.pop(key) for key in list(options) if key in names}
         self.engine.submit(
             GenerateRequest(prompt, SamplingOptions(**options), **request),  # type: ignore[arg-type]
@@ -138,10 +141,12 @@ class Client:
                 result.token_ids.append(event.token_id)
                 result.weights.append(dict(event.weights))
                 result.logprobs.append(event.logprob)
+                result.stability.append(event.stability)
             elif isinstance(event, ChoiceFinished):
                 found[event.index].text += event.text
                 found[event.index].finish_reason = event.finish_reason
                 found[event.index].stop_reason = event.stop_reason
+                found[event.index].summary = event.stability
             elif isinstance(event, Finished):
                 return [found[index] for index in sorted(found)]
 

@@ -35,6 +35,7 @@ from braid_rpc.errors import (
     UnsupportedModelError,
     WeightMismatchError,
 )
+from braid_rpc.stability import StabilityOptions
 
 if TYPE_CHECKING:
     from braid_rpc.braid_client import BraidClient
@@ -69,6 +70,7 @@ __all__ = [
     "RequestCancelledError",
     "ShapeMismatchError",
     "ShardClient",
+    "StabilityOptions",
     "StepOrderError",
     "UnavailableError",
     "UnknownModelError",

@@ -6,7 +6,8 @@ Checking values is the server's affair, except for what a message cannot hold at
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from braid_rpc.completions import (
     BraidCard,
@@ -25,11 +26,14 @@ from braid_rpc.completions import (
     UseBraiding,
 )
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.stability import ChoiceStability, StabilityOptions, TokenStability
 from braid_rpc.step_times import PartTimes, StepTimes
 from braid_rpc.v1 import braid_pb2
 
+ValuesT = TypeVar("ValuesT")
+
 _REQUEST_FIELDS = frozenset({"n", "use_braiding", "shard", "model", "timeout_s", "timings"})
-_SAMPLING_FIELDS = frozenset(GenerateOptions.__annotations__) - _REQUEST_FIELDS - {"request_id"}
+_SAMPLING_FIELDS = frozenset(GenerateOptions.__annotations__) - _REQUEST_FIELDS - {"request_id", "stability"}
 
 
 def generate_message(prompt: Prompt, options: Mapping[str, Any]) -> braid_pb2.GenerateRequest:
@@ -44,6 +48,8 @@ def generate_message(prompt: Prompt, options: Mapping[str, Any]) -> braid_pb2.Ge
             continue
         if name in _REQUEST_FIELDS or name == "request_id":
             _set(message, name, value)
+        elif name == "stability":
+            _set_stability(message.stability, value)
         elif name in _SAMPLING_FIELDS:
             _set(message.sampling, name, value)
         else:
@@ -75,6 +81,7 @@ def event_from_proto(message: braid_pb2.GenerateEvent) -> Event | None:
                 token.logprob if token.HasField("logprob") else None,
                 tuple(TopLogprob(top.token_id, top.token, top.logprob) for top in token.top_logprobs),
                 dict(token.weights),
+                _values(TokenStability, token.stability) if token.HasField("stability") else None,
             )
         case "started":
             started = message.started
@@ -88,7 +95,13 @@ def event_from_proto(message: braid_pb2.GenerateEvent) -> Event | None:
             )
         case "choice_finished":
             choice = message.choice_finished
-            return ChoiceFinished(choice.index, choice.finish_reason, choice.stop_reason, choice.text)
+            return ChoiceFinished(
+                choice.index,
+                choice.finish_reason,
+                choice.stop_reason,
+                choice.text,
+                _values(ChoiceStability, choice.stability) if choice.HasField("stability") else None,
+            )
         case "finished":
             finished = message.finished
             timings = finished.timings
@@ -104,6 +117,31 @@ def event_from_proto(message: braid_pb2.GenerateEvent) -> Event | None:
                 ),
             )
     return None
+
+
+def _values(kind: type[ValuesT], message: Any) -> ValuesT:
+    """A record of the message's fields of the same names, None where an optional one was left out."""
+    optional = {field.name for field in message.DESCRIPTOR.fields if field.has_presence}
+    return kind(
+        **{
+            field.name: None
+            if field.name in optional and not message.HasField(field.name)
+            else getattr(message, field.name)
+            for field in message.DESCRIPTOR.fields
+        }
+    )
+
+
+def _set_stability(message: braid_pb2.StabilityOptions, options: object) -> None:
+    if not isinstance(options, StabilityOptions):
+        raise InvalidRequestError(f"stability: got {_short(options)}, expected StabilityOptions")
+    for field in fields(options):
+        value = getattr(options, field.name)
+        try:
+            setattr(message, field.name, value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"stability.{field.name}: got {_short(value)}: {error}") from None
+    message.SetInParent()
 
 
 def _steps(message: braid_pb2.StepTimes) -> StepTimes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from braid_rpc.errors import UnavailableError
+from braid_rpc.stability import ChoiceStability, StabilityOptions, TokenStability
 from braid_rpc.step_times import StepTimes
 
 Prompt = str | Sequence[int]
@@ -19,7 +20,7 @@ class GenerateOptions(TypedDict, total=False):
     ``n`` choices are generated for one prompt. With ``use_braiding`` false one shard answers alone: ``shard``, or
     the anchor; with "auto" the service decides. ``logprobs`` is how many alternatives to report per token.
     ``timeout_s`` holds for everything.
-    ``timings`` asks where the time of its steps went.
+    ``timings`` asks where the time of its steps went, ``stability`` how stable the text is.
     """
 
     max_tokens: int
@@ -44,6 +45,7 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     timeout_s: float
     timings: bool
+    stability: StabilityOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class TopLogprob:
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token of choice ``index``. ``text`` is what became certain with it: perhaps nothing, never half a
-    character. ``weights`` says how much each shard had in the token's probability; they sum to one."""
+    character. ``weights`` says how much each shard had in the token's probability; they sum to one. ``stability``
+    only with `StabilityOptions`."""
 
     index: int
     token_id: int
@@ -79,17 +82,20 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[TopLogprob, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    stability: TokenStability | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceFinished:
-    """Choice ``index`` is complete: ``finish_reason`` is "stop" or "length", ``stop_reason`` the stop string or token
-    id that ended it, empty for the end of the text or the length. ``text`` had been held back until now."""
+    """Choice ``index`` is complete: ``finish_reason`` is "stop", "length" or "instability", ``stop_reason`` the stop
+    string or token id that ended it, empty otherwise. ``text`` had been held back until now. ``stability`` only with
+    `StabilityOptions`."""
 
     index: int
     finish_reason: str
     stop_reason: str
     text: str
+    stability: ChoiceStability | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,7 @@ class Choice:
     tokens: tuple[Token, ...]
     finish_reason: str
     stop_reason: str = ""
+    stability: ChoiceStability | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -138,7 +145,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The whole answer. ``text``, ``tokens``, ``weights`` and ``finish_reason`` are those of the first choice."""
+    """The whole answer. ``text``, ``tokens``, ``weights``, ``finish_reason`` and ``stability`` are those of the first
+    choice."""
 
     request_id: str
     model: str
@@ -167,8 +175,13 @@ class Completion:
 
     @property
     def finish_reason(self) -> str:
-        """Why it ended: "stop" or "length"."""
+        """Why it ended: "stop", "length" or "instability"."""
         return self.choices[0].finish_reason
+
+    @property
+    def stability(self) -> ChoiceStability | None:
+        """How stable it was; None if that was not asked for."""
+        return self.choices[0].stability
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +283,7 @@ class CompletionBuilder:
     def _choice(self, index: int) -> Choice:
         tokens, ending = tuple(self._tokens.get(index, ())), self._endings[index]
         text = "".join(token.text for token in tokens) + ending.text
-        return Choice(index, text, tokens, ending.finish_reason, ending.stop_reason)
+        return Choice(index, text, tokens, ending.finish_reason, ending.stop_reason, ending.stability)
 
 
 def collect(events: Iterable[Event]) -> Completion:

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ from pydantic import BaseModel
 
 from braid_fusion.context import FusionContext
 from braid_fusion.deciding import predicates
+from braid_fusion.resonance.lyapunov import LyapunovMonitor
 from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
 from braid_orchestrator.cli.main import app as command_line
@@ -51,9 +53,11 @@ from braid_orchestrator.engine.requests import (
 from braid_orchestrator.http.answers import event_data
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.http.errors import error_body
-from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut
+from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut, TokenOut
+from braid_orchestrator.http.stability_schemas import ChoiceStabilityOut, StabilityFields, TokenStabilityOut
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_rpc.errors import ERROR_TYPES, BraidError, ConfigError, InvalidRequestError
+from braid_rpc.stability import StabilityOptions
 from braid_services.fusion.backend import FusionBackend
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
@@ -61,8 +65,9 @@ from braid_services.shard.main import serve_backend
 
 from .braid_orchestrator.fake_service import FakeService
 
-CONFIGURATION, FUSION, HTTP, OBSERVABILITY = (
-    REPOSITORY / "docs" / f"{name}.md" for name in ("configuration", "fusion", "http", "observability")
+CONFIGURATION, FUSION, HTTP, OBSERVABILITY, STABILITY = (
+    REPOSITORY / "docs" / f"{name}.md"
+    for name in ("configuration", "fusion", "http", "observability", "stability")
 )
 DEPLOY = REPOSITORY / "deploy" / "braid.yaml"
 
@@ -375,7 +380,39 @@ def test_the_answer_that_is_shown_has_the_shape_of_an_answer() -> None:
     (block,) = blocks_under(HTTP, "Generate", "json")
     shown = json.loads(block.code)
     assert GenerateOut.model_validate(shown).model_dump(exclude_unset=True) == shown
-    assert set(shown) == set(GenerateOut.model_fields) - {"choices"}
+    assert set(shown) == set(GenerateOut.model_fields) - {"choices", "stability"}
+
+
+def test_the_figures_of_stability_that_are_shown_have_their_shape() -> None:
+    (block,) = blocks_under(STABILITY, "How stable a text is", "json")
+    shown = json.loads(block.code)
+    tokens = [TokenOut.model_validate(token).model_dump(exclude_unset=True) for token in shown["tokens"]]
+    assert tokens == shown["tokens"]
+    told = ChoiceStabilityOut.model_validate(shown["stability"])
+    assert told.model_dump(exclude_unset=True) == shown["stability"]
+    assert set(shown["stability"]) == set(ChoiceStabilityOut.model_fields)
+    figures = table_under(STABILITY, "How stable a text is").by_first_column()
+    assert set(figures) == {*TokenStabilityOut.model_fields, "is_stable"}
+
+
+def test_every_option_of_stability_is_documented_with_its_default() -> None:
+    _check_fields(table_under(STABILITY, "Options").by_first_column(), StabilityFields)
+    values = StabilityFields().model_dump()
+    assert (
+        values
+        == asdict(StabilityOptions())
+        == _monitor_defaults(LyapunovMonitor)
+        | {
+            "stop": False,
+            "auto_temperature": False,
+        }
+    )
+
+
+def _monitor_defaults(monitor: type[LyapunovMonitor]) -> dict[str, Any]:
+    """Of the options that requests have too."""
+    parameters = inspect.signature(monitor).parameters
+    return {name: parameters[name].default for name in ("threshold", "window", "min_tokens")}
 
 
 def test_the_error_that_is_shown_is_the_one_that_is_sent() -> None:

@@ -23,6 +23,7 @@ from braid_orchestrator.engine.requests import (
 )
 from braid_orchestrator.serving.probing import own_key_headers
 from braid_rpc.errors import ERROR_TYPES, BraidError, UnavailableError
+from braid_rpc.stability import ChoiceStability, TokenStability
 
 if TYPE_CHECKING:
     from braid_orchestrator.config.values import BraidConfig
@@ -170,6 +171,7 @@ def _body(request: GenerateRequest, model: str | None) -> dict[str, Any]:
         "use_braiding": request.use_braiding,
         "shard": request.shard,
         "timeout_s": request.timeout_s,
+        "stability": None if request.stability is None else asdict(request.stability),
         "stream": True,
     }
     return body | sampling
@@ -203,10 +205,24 @@ def _event(name: str, data: dict[str, Any]) -> Event:
         alternatives = tuple(
             TopLogprob(one["id"], one["text"], one["logprob"]) for one in data.get("alternatives", ())
         )
+        told = data.get("stability")
         return TokenEvent(
-            data["index"], data["id"], data["text"], data.get("logprob"), alternatives, data["weights"]
+            data["index"],
+            data["id"],
+            data["text"],
+            data.get("logprob"),
+            alternatives,
+            data["weights"],
+            told and TokenStability(**told),
         )
     if name == "choice_finished":
-        return ChoiceFinished(data["index"], data["finish_reason"], data["stop_reason"], data["text"])
+        told = data.get("stability")
+        return ChoiceFinished(
+            data["index"],
+            data["finish_reason"],
+            data["stop_reason"],
+            data["text"],
+            told and ChoiceStability(**told),
+        )
     usage = data["usage"]
     return Finished(usage["prompt_tokens"], usage["completion_tokens"], RequestTimings(**data["timings"]))

@@ -34,6 +34,8 @@ class GrpcBraid(Braid):
         """See `Braid`."""
         options = asdict(request.sampling) | {"n": request.n, "model": model, "timeout_s": request.timeout_s}
         options |= {"use_braiding": request.use_braiding, "shard": request.shard}
+        if request.stability is not None:
+            options["stability"] = request.stability
         with self._client.stream(request.prompt, **cast(GenerateOptions, options)) as events:
             for event in events:
                 if isinstance(event, completions.Started):
@@ -58,11 +60,17 @@ def _translate(event: completions.Event) -> Event:
                 TopLogprob(one.token_id, one.token, one.logprob) for one in event.top_logprobs
             )
             return TokenEvent(
-                event.index, event.token_id, event.text, event.logprob, alternatives, event.weights
+                event.index,
+                event.token_id,
+                event.text,
+                event.logprob,
+                alternatives,
+                event.weights,
+                event.stability,
             )
         case completions.ChoiceFinished():
             reason = cast(FinishReason, event.finish_reason)
-            return ChoiceFinished(event.index, reason, event.stop_reason or None, event.text)
+            return ChoiceFinished(event.index, reason, event.stop_reason or None, event.text, event.stability)
         case completions.Finished():
             timings = event.timings
             return Finished(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from braid_orchestrator.cli.console import err, print_json
 from braid_orchestrator.cli.options import DEFAULT_TARGET, ConfigOption, JsonOption, TargetOption
+
+if TYPE_CHECKING:
+    from braid_orchestrator.http.stability_schemas import ChoiceStabilityOut
 
 _BRAIDING: dict[str | None, bool | Literal["auto"] | None] = {
     None: None,
@@ -45,6 +48,14 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the completion; repeatable.")] = None,
+    stability: Annotated[bool, typer.Option("--stability", help="Tell how stable the text is.")] = False,
+    stop_on_instability: Annotated[
+        bool, typer.Option("--stop-on-instability", help="End the text where it is sure that it diverges.")
+    ] = False,
+    auto_temperature: Annotated[
+        bool,
+        typer.Option("--auto-temperature", help="Lower the temperature while the text gets less stable."),
+    ] = False,
     choices: Annotated[int, typer.Option(help="How many completions; with --json only.")] = 1,
     logprobs: Annotated[int | None, typer.Option(help="Alternatives per token; with --json only.")] = None,
     json: JsonOption = False,
@@ -71,6 +82,7 @@ def generate(
     from braid_orchestrator.http.answers import answer
     from braid_orchestrator.http.collecting import Collector
     from braid_rpc.errors import InvalidRequestError
+    from braid_rpc.stability import StabilityOptions
 
     if not json and (choices != 1 or logprobs is not None):
         raise InvalidRequestError("--choices and --logprobs: expected together with --json only")
@@ -90,7 +102,14 @@ def generate(
             f"--use-braiding: got {use_braiding!r}, expected one of {', '.join(filter(None, _BRAIDING))}"
         )
     text = sys.stdin.read() if prompt == "-" else prompt
-    request = GenerateRequest(text, sampling, n=choices, use_braiding=_BRAIDING[use_braiding])
+    watched = stability or stop_on_instability or auto_temperature
+    request = GenerateRequest(
+        text,
+        sampling,
+        n=choices,
+        use_braiding=_BRAIDING[use_braiding],
+        stability=StabilityOptions(stop_on_instability, auto_temperature) if watched else None,
+    )
     request.validate()
     braid: Braid
     if local:
@@ -119,7 +138,19 @@ def generate(
     timings, made = result.timings, result.usage.completion_tokens
     err.print(
         f"[dim]{made} tokens in {timings.total_s:.2f} s, the first after {timings.time_to_first_token_s:.2f} s; "
-        f"{result.finish_reason}; {result.answered_by}'s weights: {shares or 'none'}[/]",
+        f"{result.finish_reason}; {result.answered_by}'s weights: {shares or 'none'}{_told(result.stability)}[/]",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _told(stability: ChoiceStabilityOut | None) -> str:
+    """How stable the text is, in a few words; nothing if that was not asked for."""
+    if stability is None:
+        return ""
+    figures = {
+        "entropy slope": stability.lyapunov_estimate,
+        "mean coherence": stability.mean_coherence,
+    }
+    told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+    return f"; {'stable' if stability.is_stable else 'unstable'}{f' ({told})' if told else ''}"

@@ -62,7 +62,15 @@ class Intake:
             )
         return [
             GeneratedSequence.begin(
-                request, index, route, prompt, asked.sampling, self._codec(route), self._eos(route), woven
+                request,
+                index,
+                route,
+                prompt,
+                asked.sampling,
+                self._codec(route),
+                self._eos(route),
+                woven,
+                asked.stability,
             )
             for index in range(asked.n)
         ]

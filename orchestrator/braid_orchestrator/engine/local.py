@@ -125,10 +125,11 @@ class LocalFusion:
         segments: Sequence[Segment],
         states: Sequence[Tensor],
         lanes: Sequence[Lane] = (),
+        metric_rows: Sequence[int] = (),
     ) -> FuseResult:
         """See `ports.Fusion`."""
-        result = self._open_stream.fuse(step_id, point, segments, states, lanes)
-        return FuseResult(result.states, result.timings)
+        result = self._open_stream.fuse(step_id, point, segments, states, lanes, metric_rows)
+        return FuseResult(result.states, result.timings, result.row_metrics)
 
     def read_out(
         self, step_id: int, session_ids: Sequence[str], hidden: Sequence[Tensor], features: Tensor

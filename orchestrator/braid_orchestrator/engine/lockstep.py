@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class LockStep:
         self._step_id += 1
         num_points = len(self._plan.points)
         hidden: list[Tensor] = []
+        told: list[Mapping[str, Sequence[float]]] = []
         last: dict[int, SpanResult[Tensor]] = {}
         for span in range(num_points + 1):
             braided = [s for s in self.braided_shards() if span < num_points or self._runs_to_end(s)]
@@ -60,8 +62,12 @@ class LockStep:
             last = self._run_at_once(span, steps, running, trace)
             if span < num_points:
                 states = [last[s].hidden if s in last else self._no_rows(s) for s in braided]
-                hidden = self._exchange(span, batch, states, trace)
-        return self._readout.read_out(self._step_id, batch, last, trace)
+                hidden, row_metrics = self._exchange(span, batch, states, trace)
+                told.append(row_metrics)
+        scores = self._readout.read_out(self._step_id, batch, last, trace)
+        if scores is None or not batch.metric_rows:
+            return scores
+        return replace(scores, row_metrics=_by_logit_row(batch, told))
 
     def forget(self, session_ids: Iterable[str]) -> None:
         """These sessions are closed."""
@@ -163,10 +169,26 @@ class LockStep:
 
     def _exchange(
         self, point: int, batch: PackedBatch, states: list[Tensor], trace: StepTrace
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], Mapping[str, Sequence[float]]]:
         started = time.perf_counter()
         result = self._fusion.fuse(
-            self._step_id, point, batch.lanes[0].segments, states, batch.fusion_lanes()
+            self._step_id, point, batch.lanes[0].segments, states, batch.fusion_lanes(), batch.metric_rows
         )
         trace.add_fusion(point, time.perf_counter() - started, result.timings)
-        return [own if fused is None else fused for own, fused in zip(states, result.states, strict=True)]
+        fused = [own if new is None else new for own, new in zip(states, result.states, strict=True)]
+        return fused, result.row_metrics
+
+
+def _by_logit_row(
+    batch: PackedBatch, told: Iterable[Mapping[str, Sequence[float]]]
+) -> dict[int, dict[str, float]]:
+    """What the points told of a batch's rows, by logit row and name: the mean over the points that told it."""
+    index_of = {row: index for index, row in enumerate(batch.logit_rows)}
+    values: dict[int, dict[str, list[float]]] = {index_of[row]: {} for row in batch.metric_rows}
+    for row_metrics in told:
+        for name, of_rows in row_metrics.items():
+            for row, value in zip(batch.metric_rows, of_rows, strict=True):
+                values[index_of[row]].setdefault(name, []).append(value)
+    return {
+        row: {name: sum(found) / len(found) for name, found in named.items()} for row, named in values.items()
+    }

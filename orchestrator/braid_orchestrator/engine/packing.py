@@ -46,9 +46,11 @@ class LaneBatch:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One batch in all lanes, the anchor's first."""
+    """One batch in all lanes, the anchor's first. Of the anchor's rows ``metric_rows``, all of them logit rows,
+    fusion points are to tell what they measure."""
 
     lanes: tuple[LaneBatch, ...]
+    metric_rows: tuple[int, ...] = ()
 
     @property
     def logit_rows(self) -> tuple[int, ...]:
@@ -71,12 +73,25 @@ def pack(works: Iterable[Work]) -> PackedBatch:
     """The works' rows one after the other, in all lanes of their sequences."""
     packed = list(works)
     anchor = _pack_anchor(packed)
+    metric_rows = _metric_rows(packed)
     woven = packed[0].sequence.woven
     if woven is None:
-        return PackedBatch((anchor,))
+        return PackedBatch((anchor,), metric_rows)
     parts = [_woven_rows(work) for work in packed]
     behind = [pack_lane(lane, parts) for lane in range(1, 1 + len(woven.weave.lanes))]
-    return PackedBatch((replace(anchor, seen=_seen(0, parts)), *behind))
+    return PackedBatch((replace(anchor, seen=_seen(0, parts)), *behind), metric_rows)
+
+
+def _metric_rows(works: Many[Work]) -> tuple[int, ...]:
+    if not any(work.sequence.wants_row_metrics for work in works):
+        return ()
+    rows: list[int] = []
+    start = 0
+    for work in works:
+        if work.sequence.wants_row_metrics:
+            rows.extend(start + row for row in work.logit_rows)
+        start += work.num_rows
+    return tuple(rows)
 
 
 def _pack_anchor(works: Many[Work]) -> LaneBatch:

@@ -68,10 +68,12 @@ class Shard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FuseResult:
-    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing."""
+    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing. ``row_metrics`` is what
+    the point's strategy tells of the rows asked for, by name, one number per row."""
 
     states: list[Tensor | None]
     timings: Timings = field(default_factory=Timings)
+    row_metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class PointMetrics(Protocol):
@@ -110,9 +112,11 @@ class Fusion(Protocol):
         segments: Sequence[Segment],
         states: Sequence[Tensor],
         lanes: Sequence[Lane] = (),
+        metric_rows: Sequence[int] = (),
     ) -> FuseResult:
         """Exchange states at a point: ``states[s]`` is (T, D_s), the rows in the order of ``segments``. Where shards
-        have different tokenizers, ``lanes`` tells the rows of each, and T is that of the shard's."""
+        have different tokenizers, ``lanes`` tells the rows of each, and T is that of the shard's. ``metric_rows`` are
+        the anchor's rows of which it is to tell what it measures."""
 
     def read_out(
         self, step_id: int, session_ids: Sequence[str], hidden: Sequence[Tensor], features: Tensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ from braid_rpc.steps import SpanResult
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """``scores`` (R, V): logits, whose softmax are the probabilities that the readout gives; ``weights`` (R, S)."""
+    """``scores`` (R, V): logits, whose softmax are the probabilities that the readout gives; ``weights`` (R, S).
+    ``row_metrics`` is what fusion points tell of some of the R rows, by row and name."""
 
     scores: Tensor
     weights: Tensor
+    row_metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.errors import BraidError, FrameError, ProtocolVersionError, UnavailableError
 from braid_rpc.frames import check_frames, frame_code, is_narrower
 from braid_rpc.fusion_client import FusionClient
-from braid_rpc.fusion_messages import lanes_to_proto
+from braid_rpc.fusion_messages import lanes_to_proto, row_metrics_of
 from braid_rpc.shard_messages import segments_to_proto
 from braid_rpc.steps import Lane, Segment, Timings
 from braid_rpc.stream_client import FusionStreamClient
@@ -69,6 +69,7 @@ class RemoteFusion:
         segments: Sequence[Segment],
         states: Sequence[Tensor],
         lanes: Sequence[Lane] = (),
+        metric_rows: Sequence[int] = (),
     ) -> FuseResult:
         """See `ports.Fusion`."""
         started = time.perf_counter()
@@ -79,6 +80,7 @@ class RemoteFusion:
         message.segments.extend(segments_to_proto(segments))
         if lanes:
             message.lanes.extend(lanes_to_proto(lanes))
+        message.metric_rows.extend(metric_rows)
         narrow = any(is_narrower(self._frames, _dtype_name(state)) for state in states)
         if narrow and self._frames is not None:
             message.frames = frame_code(self._frames)
@@ -100,7 +102,7 @@ class RemoteFusion:
             wait_s=reply.timings.wait_us * 1e-6,
             serialize_s=reply.timings.serialize_us * 1e-6 + encode_s + time.perf_counter() - started,
         )
-        return FuseResult(fused, timings)
+        return FuseResult(fused, timings, row_metrics_of(reply.fused, len(metric_rows)))
 
     def read_out(
         self, step_id: int, session_ids: Sequence[str], hidden: Sequence[Tensor], features: Tensor

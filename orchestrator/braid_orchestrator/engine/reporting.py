@@ -25,9 +25,13 @@ def report(work: Work, scores: Scores | None, rows: slice, shard_names: list[str
         return _finish_score(sequence, text)
     if scores is None or rows.start == rows.stop or not isinstance(sequence, GeneratedSequence):
         return False
-    pick = sequence.sampler.pick(scores.scores[rows.start])
+    row_V = scores.scores[rows.start]
+    told = None
+    if sequence.watch is not None:
+        told = sequence.watch.observe(row_V, scores.row_metrics.get(rows.start, {}))
+    pick = sequence.sampler.pick(row_V, None if told is None else told.temperature)
     weights = dict(zip(shard_names, scores.weights[rows.start].tolist(), strict=True))
-    event, finished = sequence.extend(pick, weights, text)
+    event, finished = sequence.extend(pick, weights, text, told)
     request = sequence.request
     emit(request, event)
     if finished is None:

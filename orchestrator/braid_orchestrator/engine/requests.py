@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.stability import ChoiceStability, StabilityOptions, TokenStability
 from braid_rpc.step_times import StepTimes
 
 UseBraiding = bool | Literal["auto"] | None
@@ -81,7 +82,7 @@ class SamplingOptions:
 class GenerateRequest:
     """``prompt`` is text or token ids of the anchor. ``shard`` (only with ``use_braiding`` false) says which
     shard answers alone; None is the anchor. ``timeout_s`` None: the service's own limit. ``timings``: where the
-    time went is to be told in full."""
+    time went is to be told in full. ``stability``: each choice is to be watched; None: none is."""
 
     prompt: str | tuple[int, ...]
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -91,10 +92,13 @@ class GenerateRequest:
     shard: str | None = None
     timeout_s: float | None = None
     timings: bool = False
+    stability: StabilityOptions | None = None
 
     def validate(self) -> None:
         """Raises: InvalidRequestError, naming the field."""
         self.sampling.validate()
+        if self.stability is not None:
+            self.stability.validate()
         _check_asked(self.prompt, self.use_braiding, self.shard, self.timeout_s)
         if not 1 <= self.n <= 64:
             raise InvalidRequestError(f"n: got {self.n}, expected between 1 and 64")
@@ -122,7 +126,7 @@ class Started:
 class TokenEvent:
     """One token of choice ``index``. ``text`` is what became certain with it: perhaps nothing, never half a
     character. ``weights`` are the readout's mixing weights of the shards' distributions at this token, by shard
-    name (they sum to one)."""
+    name (they sum to one). ``stability`` only where it was asked for."""
 
     index: int
     token_id: int
@@ -130,20 +134,23 @@ class TokenEvent:
     logprob: float | None = None
     top_logprobs: tuple[TopLogprob, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    stability: TokenStability | None = None
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "instability"]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceFinished:
     """Choice ``index`` is complete. ``text`` is what had been held back; ``stop_reason`` the stop string or
-    token id that ended it, None for the end-of-text token or the length."""
+    token id that ended it, None for the end-of-text token, the length or instability. ``stability`` only where it was
+    asked for."""
 
     index: int
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     text: str = ""
+    stability: ChoiceStability | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Replay:
                 raise TypeError("only what is generated can be carried on")
             end: ChoiceFinished | None = None
             for event in [e for e in self._past if isinstance(e, TokenEvent) and e.index == sequence.index]:
-                end = sequence.replay(event.token_id, codec)
+                end = sequence.replay(event, codec)
             if end is not None and sequence.index not in finished:
                 self._past.append(end)  # the last that was written was the token that ended it
             if end is not None or sequence.index in finished:

@@ -54,12 +54,13 @@ class Sampler:
         seed = options.seed if options.seed is not None else secrets.randbits(62)
         self._generator.manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
 
-    def pick(self, logits_V: Tensor) -> Pick:
-        """Args: logits_V: scores, any float dtype, not changed."""
+    def pick(self, logits_V: Tensor, temperature: float | None = None) -> Pick:
+        """Pick from these scores, any float dtype, not changed; at ``temperature`` if it is given instead of the
+        options', unless those are greedy."""
         options = self._options
         raw_V = logits_V.float()
         scores_V = self._adjust(raw_V)
-        token_id = self._draw(scores_V)
+        token_id = self._draw(scores_V, options.temperature if temperature is None else temperature)
         self._counts[token_id] += 1
         self._num_picked += 1
         if options.logprobs is None:
@@ -110,7 +111,7 @@ class Sampler:
             scores_V[[token_id for token_id in forbidden if token_id < vocab_size]] = -torch.inf
         return scores_V
 
-    def _draw(self, scores_V: Tensor) -> int:
+    def _draw(self, scores_V: Tensor, temperature: float) -> int:
         options = self._options
         best = int(scores_V.numpy().argmax())  # several times faster than torch's own
         highest = float(scores_V[best])
@@ -122,7 +123,7 @@ class Sampler:
         if options.temperature < _GREEDY_BELOW:
             return best
         # Relative to the most probable token's: the sum doesn't matter. The vocabulary is never sorted as a whole.
-        odds_V = ((scores_V - highest) / options.temperature).exp_()
+        odds_V = ((scores_V - highest) / max(temperature, _GREEDY_BELOW)).exp_()
         if options.top_k and options.top_k < odds_V.numel():
             odds_K, ids_K = odds_V.topk(options.top_k)
             odds_K = _nucleus(_at_least(odds_K, options.min_p), options.top_p)

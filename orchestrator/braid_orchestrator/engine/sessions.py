@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from braid_orchestrator.engine.lanes import WovenText
 from braid_orchestrator.engine.requests import (
@@ -26,7 +26,9 @@ from braid_orchestrator.engine.requests import (
 from braid_orchestrator.engine.sampling import Pick, Sampler
 from braid_orchestrator.engine.step_shares import StepShare
 from braid_orchestrator.engine.text import IncrementalDecoder, StopScanner, TextCodec
+from braid_orchestrator.engine.watching import Watch
 from braid_rpc.errors import BraidError
+from braid_rpc.stability import StabilityOptions, TokenStability
 
 Sink = Callable[[Event | ScoreResult | BraidError], None]
 
@@ -124,6 +126,11 @@ class Sequence:
         """Tokens that are not in the caches yet."""
         return len(self.token_ids) - self.num_cached
 
+    @property
+    def wants_row_metrics(self) -> bool:
+        """Whether fusion points are to tell of the rows that need logits."""
+        return False
+
     def wanted_rows(self, num_rows: int) -> range:
         """Which of the next ``num_rows`` rows need logits."""
         raise NotImplementedError
@@ -138,6 +145,7 @@ class GeneratedSequence(Sequence):
     decoder: IncrementalDecoder = field(kw_only=True)
     scanner: StopScanner = field(kw_only=True)
     eos_token_ids: frozenset[int] = field(kw_only=True)
+    watch: Watch | None = field(kw_only=True, default=None)
     num_generated: int = 0
 
     @classmethod
@@ -151,6 +159,7 @@ class GeneratedSequence(Sequence):
         codec: TextCodec,
         eos_token_ids: frozenset[int],
         woven: WovenText | None = None,
+        stability: StabilityOptions | None = None,
     ) -> GeneratedSequence:
         """Choice ``index`` of a request, before its first step."""
         return cls(
@@ -164,7 +173,13 @@ class GeneratedSequence(Sequence):
             decoder=IncrementalDecoder(codec, prompt_ids),
             scanner=StopScanner(options.stop),
             eos_token_ids=eos_token_ids,
+            watch=None if stability is None else Watch(stability, options.temperature),
         )
+
+    @property
+    def wants_row_metrics(self) -> bool:
+        """If it is watched."""
+        return self.watch is not None
 
     def room(self, lane: int) -> int:
         """All that there are, and the next, if its shards can hold that."""
@@ -176,7 +191,7 @@ class GeneratedSequence(Sequence):
         return range(num_rows - 1, num_rows) if num_rows == self.num_pending else range(0)
 
     def extend(
-        self, pick: Pick, weights: dict[str, float], codec: TextCodec
+        self, pick: Pick, weights: dict[str, float], codec: TextCodec, stability: TokenStability | None = None
     ) -> tuple[TokenEvent, ChoiceFinished | None]:
         """Append a picked token; says what to report and whether this ends the choice."""
         self.token_ids.append(pick.token_id)
@@ -196,15 +211,24 @@ class GeneratedSequence(Sequence):
             logprob=pick.logprob,
             top_logprobs=tuple(TopLogprob(i, codec.token_name(i), logprob) for i, logprob in pick.top),
             weights=weights,
+            stability=stability,
         )
         return event, finished
 
-    def replay(self, token_id: int, codec: TextCodec) -> ChoiceFinished | None:
+    def replay(self, event: TokenEvent, codec: TextCodec) -> ChoiceFinished | None:
         """As if this token had been picked here: says whether it ends the choice."""
-        self.sampler.replay(token_id)
-        return self.extend(Pick(token_id), {}, codec)[1]
+        self.sampler.replay(event.token_id)
+        if self.watch is not None and event.stability is not None:
+            self.watch.replay(event.stability)
+        return self.extend(Pick(event.token_id), {}, codec)[1]
 
     def _finish(self, token_id: int, stop: str | None) -> ChoiceFinished | None:
+        finished = self._ending(token_id, stop)
+        if finished is None or self.watch is None:
+            return finished
+        return replace(finished, stability=self.watch.summary())
+
+    def _ending(self, token_id: int, stop: str | None) -> ChoiceFinished | None:
         if stop is not None:
             return ChoiceFinished(self.index, "stop", stop)
         reason: FinishReason
@@ -215,6 +239,10 @@ class GeneratedSequence(Sequence):
             reason, stop_reason = "stop", token_id
         elif self.num_generated >= self.options.max_tokens or (self.woven is not None and self.woven.is_full):
             reason = "length"
+        elif (
+            self.watch is not None and self.watch.has_to_end and self.num_generated >= self.options.min_tokens
+        ):
+            reason = "instability"
         else:
             return None
         tail, stop = self.scanner.push(self.decoder.flush())

@@ -15,6 +15,8 @@ from braid_orchestrator.http.native_schemas import (
     TokenOut,
     UsageOut,
 )
+from braid_orchestrator.http.stability_schemas import ChoiceStabilityOut, TokenStabilityOut
+from braid_rpc.stability import ChoiceStability
 
 
 def answer(collected: Collected, model: str, *, braided: bool) -> GenerateOut:
@@ -23,7 +25,7 @@ def answer(collected: Collected, model: str, *, braided: bool) -> GenerateOut:
     finished = collected.finished
     more: dict[str, Any] = {"choices": choices} if len(choices) > 1 else {}
     return GenerateOut(
-        **dict(choices[0]),
+        **{name: getattr(choices[0], name) for name in choices[0].model_fields_set},
         **more,
         request_id=collected.started.request_id,
         model=model,
@@ -43,6 +45,7 @@ def _choice_out(index: int, choice: CollectedChoice) -> ChoiceOut:
         stop_reason=choice.stop_reason,
         tokens=[_token_out(token) for token in choice.tokens],
         weights=choice.mean_weights(),
+        **({} if choice.stability is None else {"stability": _choice_stability(choice.stability)}),
     )
 
 
@@ -56,7 +59,14 @@ def _token_out(token: TokenEvent) -> TokenOut:
             AlternativeOut(id=top.token_id, text=top.token, logprob=finite(top.logprob))
             for top in token.top_logprobs
         ]
+    if token.stability is not None:
+        told = {name: finite(value) for name, value in asdict(token.stability).items()}
+        asked["stability"] = TokenStabilityOut.model_validate(told)
     return TokenOut(id=token.token_id, text=token.text, weights=dict(token.weights), **asked)
+
+
+def _choice_stability(stability: ChoiceStability) -> ChoiceStabilityOut:
+    return ChoiceStabilityOut.model_validate(asdict(stability))
 
 
 def _usage(finished: Finished) -> UsageOut:
@@ -75,7 +85,10 @@ def event_data(event: Event, model: str, *, braided: bool) -> tuple[str, dict[st
         case TokenEvent():
             return "token", {"index": event.index} | _token_out(event).model_dump(exclude_unset=True)
         case ChoiceFinished():
-            return "choice_finished", asdict(event)
+            told = asdict(event)
+            if event.stability is None:
+                del told["stability"]
+            return "choice_finished", told
         case Finished():
             timings = TimingsOut.of(event.timings).model_dump(exclude_unset=True)
             return "finished", {"usage": _usage(event).model_dump(), "timings": timings}

@@ -25,7 +25,8 @@ from braid_orchestrator.http.chat_schemas import (
 from braid_orchestrator.http.collecting import finite
 from braid_orchestrator.http.errors import error_body, internal_error
 from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, STREAM_RESPONSES, TimingsOut
-from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options
+from braid_orchestrator.http.openai_schemas import CompletionUsageOut, check_stream_options, reasons_of
+from braid_orchestrator.http.stability_schemas import stability_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.model_selection import answered_by, select_model
@@ -76,6 +77,7 @@ async def _prepare(service: BraidPort, body: ChatBody) -> _Call:
         decided.use_braiding,
         shard,
         timings=body.timings,
+        stability=stability_options(body.stability),
     )
     request.validate()
     who = answered_by(request, braid=service.name, anchor=description.anchor)
@@ -160,11 +162,12 @@ class _Call:
                     delta = DeltaOut(content=event.text)
                     return [ChatDeltaOut(index=event.index, delta=delta, logprobs=logprobs)]
             case ChoiceFinished():
+                reason, stop_reason = reasons_of(event)
                 end = ChatDeltaOut(
                     index=event.index,
                     delta=DeltaOut(content=event.text) if event.text else DeltaOut(),
-                    finish_reason=event.finish_reason,
-                    stop_reason=event.stop_reason,
+                    finish_reason=reason,
+                    stop_reason=stop_reason,
                 )
                 return [end]
             case Finished():

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from braid_orchestrator.engine.requests import SamplingOptions
 from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut, UseBraidingField
 from braid_orchestrator.http.openai_schemas import CompletionUsageOut, NullIsDefault, StreamOptions, Timed
+from braid_orchestrator.http.stability_schemas import StabilityAsked
 from braid_rpc.errors import InvalidRequestError
 
 
@@ -66,6 +67,7 @@ class ChatBody(NullIsDefault, SamplingFields):
     tool_choice: Literal["none"] | None = None
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
     use_braiding: UseBraidingField = None
+    stability: StabilityAsked = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from braid_orchestrator.engine.requests import ChoiceFinished, Event, Finished, Started, TokenEvent
 from braid_orchestrator.serving.port import as_generator
 from braid_rpc.errors import BraidError
+from braid_rpc.stability import ChoiceStability
 
 
 @dataclass
@@ -20,6 +21,7 @@ class CollectedChoice:
     tail: str = ""
     finish_reason: str = ""
     stop_reason: str | int | None = None
+    stability: ChoiceStability | None = None
 
     @property
     def text(self) -> str:
@@ -62,7 +64,7 @@ class Collector:
             case ChoiceFinished():
                 choice = self._choices[event.index]
                 choice.tail, choice.finish_reason = event.text, event.finish_reason
-                choice.stop_reason = event.stop_reason
+                choice.stop_reason, choice.stability = event.stop_reason, event.stability
             case Finished():
                 self._finished = event
 

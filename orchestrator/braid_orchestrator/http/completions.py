@@ -29,7 +29,9 @@ from braid_orchestrator.http.openai_schemas import (
     CompletionUsageOut,
     LogprobsOut,
     check_stream_options,
+    reasons_of,
 )
+from braid_orchestrator.http.stability_schemas import stability_options
 from braid_orchestrator.http.streaming import DONE, EventStream, first_of, sse, unless_hung_up
 from braid_orchestrator.serving.calls import current_call
 from braid_orchestrator.serving.model_selection import answered_by, select_model
@@ -100,6 +102,7 @@ class _Call:
                 shard,
                 None,
                 body.timings,
+                stability_options(body.stability),
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -164,11 +167,12 @@ class _Call:
                             index=index, text=event.text, logprobs=self._token_logprobs(event, index, text)
                         )
                     case ChoiceFinished():
+                        reason, stop_reason = reasons_of(event)
                         yield CompletionChoiceOut(
                             index=base + event.index,
                             text=event.text,
-                            finish_reason=event.finish_reason,
-                            stop_reason=event.stop_reason,
+                            finish_reason=reason,
+                            stop_reason=stop_reason,
                         )
                     case Finished():
                         self._prompt_tokens += event.prompt_tokens

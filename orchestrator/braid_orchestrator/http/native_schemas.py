@@ -14,6 +14,12 @@ from braid_orchestrator.engine.requests import (
     ScoreRequest,
     UseBraiding,
 )
+from braid_orchestrator.http.stability_schemas import (
+    ChoiceStabilityOut,
+    StabilityAsked,
+    TokenStabilityOut,
+    stability_options,
+)
 from braid_rpc.errors import InvalidRequestError
 
 Prompt = Annotated[
@@ -86,6 +92,7 @@ class GenerateBody(SamplingFields, ModelFields):
     request_id: Annotated[str, Field(max_length=128, description="to cancel by; made up if empty")] = ""
     stream: Annotated[bool, Field(description="server-sent events instead of one answer")] = False
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
+    stability: StabilityAsked = None
 
     def request(self, use_braiding: UseBraiding, shard: str | None, request_id: str) -> GenerateRequest:
         """What the engine is asked."""
@@ -98,6 +105,7 @@ class GenerateBody(SamplingFields, ModelFields):
             shard=shard,
             timeout_s=self.timeout_s,
             timings=self.timings,
+            stability=stability_options(self.stability),
         )
 
 
@@ -125,17 +133,19 @@ class AlternativeOut(BaseModel):
 
 
 class TokenOut(BaseModel):
-    """One token. ``text`` is what became certain with it; ``weights`` each shard's in its probability."""
+    """One token. ``text`` is what became certain with it; ``weights`` each shard's in its probability; ``stability``
+    only on demand."""
 
     id: int
     text: str
     logprob: float | None = None
     alternatives: list[AlternativeOut] | None = None
     weights: dict[str, float]
+    stability: TokenStabilityOut | None = None
 
 
 class ChoiceOut(BaseModel):
-    """One finished text."""
+    """One finished text. ``stability`` only on demand."""
 
     index: int
     text: str
@@ -143,6 +153,7 @@ class ChoiceOut(BaseModel):
     stop_reason: str | int | None
     tokens: list[TokenOut]
     weights: Annotated[dict[str, float], Field(description="of each shard, mean over the tokens")]
+    stability: ChoiceStabilityOut | None = None
 
 
 class UsageOut(BaseModel):

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from braid_orchestrator.engine.requests import ChoiceFinished
 from braid_orchestrator.http.native_schemas import SamplingFields, Strict, TimingsOut, UseBraidingField
+from braid_orchestrator.http.stability_schemas import StabilityAsked
 from braid_rpc.errors import InvalidRequestError
 
 Prompts = str | list[str] | list[int] | list[list[int]]
@@ -22,6 +24,14 @@ def check_stream_options(stream: bool, options: StreamOptions | None) -> None:
     """Raises: InvalidRequestError for options of a stream that is none."""
     if options is not None and not stream:
         raise InvalidRequestError("stream_options: got a value without stream, expected stream true or null")
+
+
+def reasons_of(finished: ChoiceFinished) -> tuple[str, str | int | None]:
+    """Why a choice ended, and what ended it, in the words of these APIs: their clients know no other reason than
+    "stop" for a text that ended before its length."""
+    if finished.finish_reason == "instability":
+        return "stop", "instability"
+    return finished.finish_reason, finished.stop_reason
 
 
 class NullIsDefault(Strict):
@@ -59,6 +69,7 @@ class CompletionBody(NullIsDefault, SamplingFields):
     stream_options: StreamOptions | None = None
     timings: Annotated[bool, Field(description="tell where the time of its steps went")] = False
     use_braiding: UseBraidingField = None
+    stability: StabilityAsked = None
     suffix: None = None
     user: str | None = None
 

@@ -39,6 +39,7 @@ from braid_orchestrator.inprocess.padding import pack
 from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_orchestrator.serving.model_selection import answered_by
 from braid_rpc.errors import ConfigError
+from braid_rpc.stability import StabilityOptions
 from braid_services.fusion.translation import braid_errors
 from braid_services.shard.backend import ShardBackend
 
@@ -209,6 +210,7 @@ class BraidedLLM:
         temperature: float = 0.0,
         *,
         shard: str | None = None,
+        stability: StabilityOptions | None = None,
         **sampling: Any,
     ) -> str:
         """What comes after a prompt. Temperature 0 is greedy.
@@ -216,11 +218,14 @@ class BraidedLLM:
         Args:
             use_braiding: False lets one model answer alone: ``shard``, or the anchor. "auto": `decide` decides.
                 None: what the configuration says, which is True unless it says otherwise.
+            stability: whether to watch how stable the text is, and perhaps to end it or cool it down.
             sampling: further `SamplingOptions`, such as top_k, top_p, seed, stop.
 
         Raises: BraidError, such as InvalidRequestError, ContextLengthError or NoDeciderError.
         """
-        return self.complete(prompt, max_new_tokens, use_braiding, temperature, shard=shard, **sampling).text
+        return self.complete(
+            prompt, max_new_tokens, use_braiding, temperature, shard=shard, stability=stability, **sampling
+        ).text
 
     def complete(
         self,
@@ -230,10 +235,11 @@ class BraidedLLM:
         temperature: float = 0.0,
         *,
         shard: str | None = None,
+        stability: StabilityOptions | None = None,
         **sampling: Any,
     ) -> Completion:
-        """As `generate`, with the tokens, how much each shard had in them, and who answered."""
-        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, sampling)
+        """As `generate`, with the tokens, how much each shard had in them, who answered, and how stable it is."""
+        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, stability, sampling)
         who = answered_by(request, braid=self.config.name, anchor=self.config.anchor)
         return self._running().complete(request, who)
 
@@ -245,10 +251,11 @@ class BraidedLLM:
         temperature: float = 0.0,
         *,
         shard: str | None = None,
+        stability: StabilityOptions | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
         """As `generate`, as events as they come; leaving the iterator early cancels."""
-        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, sampling)
+        request = self._request(prompt, max_new_tokens, use_braiding, temperature, shard, stability, sampling)
         yield from self._running().stream(request)
 
     def score(self, request: str | ScoreRequest) -> ScoreResult:
@@ -287,10 +294,13 @@ class BraidedLLM:
         use_braiding: UseBraiding,
         temperature: float,
         shard: str | None,
+        stability: StabilityOptions | None,
         sampling: Mapping[str, Any],
     ) -> GenerateRequest:
         options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
-        request = GenerateRequest(prompt, options, use_braiding=use_braiding, shard=shard)
+        request = GenerateRequest(
+            prompt, options, use_braiding=use_braiding, shard=shard, stability=stability
+        )
         request.validate()
         return self._deciding().settle(request)
 

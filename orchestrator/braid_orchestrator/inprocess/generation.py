@@ -23,6 +23,7 @@ from braid_orchestrator.engine.requests import (
     TokenEvent,
 )
 from braid_rpc.errors import BraidError
+from braid_rpc.stability import ChoiceStability
 from braid_services.fusion.backend import FusionBackend
 from braid_services.shard.backend import ShardBackend
 
@@ -30,7 +31,8 @@ from braid_services.shard.backend import ShardBackend
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What came after a prompt. ``weights`` says how much each shard had in it, averaged over its tokens;
-    ``answered_by`` names the braid or, with ``braided`` false, the shard that answered alone."""
+    ``answered_by`` names the braid or, with ``braided`` false, the shard that answered alone; ``stability`` says how
+    stable it was, if that was asked for."""
 
     text: str
     tokens: tuple[TokenEvent, ...]
@@ -38,6 +40,7 @@ class Completion:
     weights: dict[str, float]
     braided: bool = True
     answered_by: str = ""
+    stability: ChoiceStability | None = None
 
 
 class InProcessBraid:
@@ -92,12 +95,12 @@ class InProcessBraid:
     def complete(self, request: GenerateRequest, answered_by: str = "") -> Completion:
         """The first choice of a request, whole; ``answered_by`` is noted in it. Raises: BraidError."""
         tokens: list[TokenEvent] = []
-        tail, finish_reason = "", ""
+        tail, finish_reason, stability = "", "", None
         for event in self.stream(request):
             if isinstance(event, TokenEvent) and event.index == 0:
                 tokens.append(event)
             elif isinstance(event, ChoiceFinished) and event.index == 0:
-                tail, finish_reason = event.text, event.finish_reason
+                tail, finish_reason, stability = event.text, event.finish_reason, event.stability
         return Completion(
             text="".join(token.text for token in tokens) + tail,
             tokens=tuple(tokens),
@@ -105,6 +108,7 @@ class InProcessBraid:
             weights=_mean_weights(tokens),
             braided=request.use_braiding is True,
             answered_by=answered_by,
+            stability=stability,
         )
 
 

@@ -21,6 +21,7 @@ from braid_orchestrator.engine.requests import (
 from braid_orchestrator.serving.model_selection import select_model
 from braid_rpc.cards import PROTOCOL_VERSION
 from braid_rpc.errors import InvalidRequestError
+from braid_rpc.stability import StabilityOptions
 from braid_rpc.step_times import StepTimes
 from braid_rpc.v1 import braid_pb2
 
@@ -40,6 +41,7 @@ _OPTIONAL_SAMPLING = (
     "seed",
     "logprobs",
 )
+_OPTIONAL_STABILITY = ("threshold", "window", "min_tokens")
 
 
 def generate_request(
@@ -62,6 +64,7 @@ def generate_request(
         shard=shard,
         timeout_s=_timeout_s(message.timeout_s),
         timings=message.timings,
+        stability=_stability(message.stability) if message.HasField("stability") else None,
     )
     request.validate()
     return request
@@ -114,6 +117,9 @@ def event_message(event: Event, model: str, *, braided: bool) -> braid_pb2.Gener
                         for top in event.top_logprobs
                     ],
                     weights=event.weights,
+                    stability=None
+                    if event.stability is None
+                    else braid_pb2.TokenStability(**asdict(event.stability)),
                 )
             )
         case ChoiceFinished():
@@ -123,6 +129,9 @@ def event_message(event: Event, model: str, *, braided: bool) -> braid_pb2.Gener
                     finish_reason=event.finish_reason,
                     stop_reason="" if event.stop_reason is None else str(event.stop_reason),
                     text=event.text,
+                    stability=None
+                    if event.stability is None
+                    else braid_pb2.ChoiceStability(**asdict(event.stability)),
                 )
             )
         case Finished():
@@ -207,6 +216,11 @@ def _sampling(message: braid_pb2.SamplingOptions) -> SamplingOptions:
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
     )
+
+
+def _stability(message: braid_pb2.StabilityOptions) -> StabilityOptions:
+    given = {name: getattr(message, name) for name in _OPTIONAL_STABILITY if message.HasField(name)}
+    return StabilityOptions(stop=message.stop, auto_temperature=message.auto_temperature, **given)
 
 
 def _timeout_s(value: float) -> float | None:

@@ -106,7 +106,12 @@ def _values(event: Event) -> list[Any]:
     match event:
         case TokenEvent():
             top = [[one.token_id, one.token, one.logprob] for one in event.top_logprobs]
-            return ["t", event.index, event.token_id, event.text, event.logprob, top, dict(event.weights)]
+            weights = dict(event.weights)
+            stability = None if event.stability is None else asdict(event.stability)
+            return ["t", event.index, event.token_id, event.text, event.logprob, top, weights, stability]
+        case ChoiceFinished():
+            stability = None if event.stability is None else asdict(event.stability)
+            return ["c", event.index, event.finish_reason, event.stop_reason, event.text, stability]
         case _:
             tag = _TAGS[type(event)]
             return [tag, *(getattr(event, name) for name in _NAMES[tag])]

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model", "timings", "auto_braiding")
+    __slots__ = ("request_id", "text", "tokens", "sampling", "n", "use_braiding", "shard", "timeout_s", "model", "timings", "stability", "auto_braiding")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class GenerateRequest(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_FIELD_NUMBER: _ClassVar[int]
     AUTO_BRAIDING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
@@ -29,8 +30,9 @@ class GenerateRequest(_message.Message):
     timeout_s: float
     model: str
     timings: bool
+    stability: StabilityOptions
     auto_braiding: bool
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ..., timings: _Optional[bool] = ..., auto_braiding: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., n: _Optional[int] = ..., use_braiding: _Optional[bool] = ..., shard: _Optional[str] = ..., timeout_s: _Optional[float] = ..., model: _Optional[str] = ..., timings: _Optional[bool] = ..., stability: _Optional[_Union[StabilityOptions, _Mapping]] = ..., auto_braiding: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -79,6 +81,20 @@ class SamplingOptions(_message.Message):
     logprobs: int
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
+class StabilityOptions(_message.Message):
+    __slots__ = ("stop", "auto_temperature", "threshold", "window", "min_tokens")
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    AUTO_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    stop: bool
+    auto_temperature: bool
+    threshold: float
+    window: int
+    min_tokens: int
+    def __init__(self, stop: _Optional[bool] = ..., auto_temperature: _Optional[bool] = ..., threshold: _Optional[float] = ..., window: _Optional[int] = ..., min_tokens: _Optional[int] = ...) -> None: ...
+
 class GenerateEvent(_message.Message):
     __slots__ = ("started", "token", "choice_finished", "finished")
     STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -108,7 +124,7 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., weights_version: _Optional[str] = ..., braided: _Optional[bool] = ..., answered_by: _Optional[str] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "token_id", "text", "logprob", "top_logprobs", "weights")
+    __slots__ = ("index", "token_id", "text", "logprob", "top_logprobs", "weights", "stability")
     class WeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -122,13 +138,29 @@ class Token(_message.Message):
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_id: int
     text: str
     logprob: float
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TopLogprob]
     weights: _containers.ScalarMap[str, float]
-    def __init__(self, index: _Optional[int] = ..., token_id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ..., weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    stability: TokenStability
+    def __init__(self, index: _Optional[int] = ..., token_id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ..., weights: _Optional[_Mapping[str, float]] = ..., stability: _Optional[_Union[TokenStability, _Mapping]] = ...) -> None: ...
+
+class TokenStability(_message.Message):
+    __slots__ = ("entropy", "lyapunov_estimate", "temperature", "coherence", "kuramoto_order")
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    LYAPUNOV_ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    COHERENCE_FIELD_NUMBER: _ClassVar[int]
+    KURAMOTO_ORDER_FIELD_NUMBER: _ClassVar[int]
+    entropy: float
+    lyapunov_estimate: float
+    temperature: float
+    coherence: float
+    kuramoto_order: float
+    def __init__(self, entropy: _Optional[float] = ..., lyapunov_estimate: _Optional[float] = ..., temperature: _Optional[float] = ..., coherence: _Optional[float] = ..., kuramoto_order: _Optional[float] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -141,16 +173,32 @@ class TopLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class ChoiceFinished(_message.Message):
-    __slots__ = ("index", "finish_reason", "stop_reason", "text")
+    __slots__ = ("index", "finish_reason", "stop_reason", "text", "stability")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    STABILITY_FIELD_NUMBER: _ClassVar[int]
     index: int
     finish_reason: str
     stop_reason: str
     text: str
-    def __init__(self, index: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    stability: ChoiceStability
+    def __init__(self, index: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_reason: _Optional[str] = ..., text: _Optional[str] = ..., stability: _Optional[_Union[ChoiceStability, _Mapping]] = ...) -> None: ...
+
+class ChoiceStability(_message.Message):
+    __slots__ = ("mean_entropy", "mean_coherence", "mean_kuramoto_order", "lyapunov_estimate", "is_stable")
+    MEAN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    MEAN_COHERENCE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_KURAMOTO_ORDER_FIELD_NUMBER: _ClassVar[int]
+    LYAPUNOV_ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    IS_STABLE_FIELD_NUMBER: _ClassVar[int]
+    mean_entropy: float
+    mean_coherence: float
+    mean_kuramoto_order: float
+    lyapunov_estimate: float
+    is_stable: bool
+    def __init__(self, mean_entropy: _Optional[float] = ..., mean_coherence: _Optional[float] = ..., mean_kuramoto_order: _Optional[float] = ..., lyapunov_estimate: _Optional[float] = ..., is_stable: _Optional[bool] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "timings")

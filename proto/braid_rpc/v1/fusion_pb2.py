@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from braid_rpc.v1 import tensor_pb2 as braid__rpc_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62raid_rpc/v1/fusion.proto\x12\x08\x62raid.v1\x1a\x19\x62raid_rpc/v1/tensor.proto\"#\n\x0ePrepareRequest\x12\x11\n\tplan_json\x18\x01 \x01(\t\"\x17\n\x15\x44\x65scribeFusionRequest\"\xa8\x01\n\nFusionCard\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x03 \x01(\t\x12\x17\n\x0floaded_versions\x18\x04 \x03(\t\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x16\n\x0enum_parameters\x18\x06 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x07 \x03(\t\"%\n\x12LoadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x15\n\x13ListVersionsRequest\"<\n\x11ListVersionsReply\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.braid.v1.VersionCard\"Q\n\x0bVersionCard\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tcard_json\x18\x02 \x01(\t\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\")\n\x16\x41\x63tivateVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x13\n\x11GetMetricsRequest\"\x9a\x01\n\x0cPointMetrics\x12\r\n\x05point\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12.\n\x04mean\x18\x04 \x03(\x0b\x32 .braid.v1.PointMetrics.MeanEntry\x1a+\n\tMeanEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\rFusionMetrics\x12&\n\x06points\x18\x01 \x03(\x0b\x32\x16.braid.v1.PointMetrics\"\xec\x01\n\rFusionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x04open\x18\x02 \x01(\x0b\x32\x1c.braid.v1.OpenFusionSessionsH\x00\x12\x1e\n\x04\x66use\x18\x03 \x01(\x0b\x32\x0e.braid.v1.FuseH\x00\x12%\n\x08read_out\x18\x04 \x01(\x0b\x32\x11.braid.v1.ReadOutH\x00\x12$\n\x04\x63rop\x18\x05 \x01(\x0b\x32\x14.braid.v1.CropFusionH\x00\x12.\n\x05\x63lose\x18\x06 \x01(\x0b\x32\x1d.braid.v1.CloseFusionSessionsH\x00\x42\x04\n\x02op\"\xbc\x02\n\x0b\x46usionReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x06opened\x18\x02 \x01(\x0b\x32\x16.braid.v1.FusionOpenedH\x00\x12 \n\x05\x66used\x18\x03 \x01(\x0b\x32\x0f.braid.v1.FusedH\x00\x12+\n\x07weights\x18\x04 \x01(\x0b\x32\x18.braid.v1.ReadOutWeightsH\x00\x12*\n\x07\x63ropped\x18\x05 \x01(\x0b\x32\x17.braid.v1.FusionCroppedH\x00\x12(\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x16.braid.v1.FusionClosedH\x00\x12 \n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.braid.v1.ErrorH\x00\x12&\n\x07timings\x18\x08 \x01(\x0b\x32\x15.braid.v1.StepTimingsB\x08\n\x06result\":\n\x12OpenFusionSessions\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x1f\n\x0c\x46usionOpened\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xad\x01\n\x04\x46use\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05point\x18\x02 \x01(\r\x12#\n\x08segments\x18\x03 \x03(\x0b\x32\x11.braid.v1.Segment\x12 \n\x06states\x18\x04 \x03(\x0b\x32\x10.braid.v1.Tensor\x12\x1d\n\x05lanes\x18\x05 \x03(\x0b\x32\x0e.braid.v1.Lane\x12\x1f\n\x06\x66rames\x18\x06 \x01(\x0e\x32\x0f.braid.v1.DType\"I\n\x04Lane\x12#\n\x08segments\x18\x01 \x03(\x0b\x32\x11.braid.v1.Segment\x12\x1c\n\x04seen\x18\x02 \x03(\x0b\x32\x0e.braid.v1.Seen\"\x19\n\x04Seen\x12\x11\n\tpositions\x18\x01 \x03(\x11\")\n\x05\x46used\x12 \n\x06states\x18\x01 \x03(\x0b\x32\x10.braid.v1.Tensor\"u\n\x07ReadOut\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12 \n\x06hidden\x18\x03 \x03(\x0b\x32\x10.braid.v1.Tensor\x12\"\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x10.braid.v1.Tensor\"7\n\x0eReadOutWeights\x12%\n\x0blog_weights\x18\x01 \x01(\x0b\x32\x10.braid.v1.Tensor\"F\n\nCropFusion\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0clane_lengths\x18\x03 \x03(\r\"\x0f\n\rFusionCropped\"*\n\x13\x43loseFusionSessions\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\"\x0e\n\x0c\x46usionClosed2\xdf\x03\n\x06\x46usion\x12\x39\n\x07Prepare\x12\x18.braid.v1.PrepareRequest\x1a\x14.braid.v1.FusionCard\x12\x41\n\x08\x44\x65scribe\x12\x1f.braid.v1.DescribeFusionRequest\x1a\x14.braid.v1.FusionCard\x12\x41\n\x0bLoadVersion\x12\x1c.braid.v1.LoadVersionRequest\x1a\x14.braid.v1.FusionCard\x12J\n\x0cListVersions\x12\x1d.braid.v1.ListVersionsRequest\x1a\x1b.braid.v1.ListVersionsReply\x12I\n\x0f\x41\x63tivateVersion\x12 .braid.v1.ActivateVersionRequest\x1a\x14.braid.v1.FusionCard\x12\x42\n\nGetMetrics\x12\x1b.braid.v1.GetMetricsRequest\x1a\x17.braid.v1.FusionMetrics\x12\x39\n\x03Run\x12\x17.braid.v1.FusionRequest\x1a\x15.braid.v1.FusionReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62raid_rpc/v1/fusion.proto\x12\x08\x62raid.v1\x1a\x19\x62raid_rpc/v1/tensor.proto\"#\n\x0ePrepareRequest\x12\x11\n\tplan_json\x18\x01 \x01(\t\"\x17\n\x15\x44\x65scribeFusionRequest\"\xa8\x01\n\nFusionCard\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x03 \x01(\t\x12\x17\n\x0floaded_versions\x18\x04 \x03(\t\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x16\n\x0enum_parameters\x18\x06 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x07 \x03(\t\"%\n\x12LoadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x15\n\x13ListVersionsRequest\"<\n\x11ListVersionsReply\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.braid.v1.VersionCard\"Q\n\x0bVersionCard\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tcard_json\x18\x02 \x01(\t\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\")\n\x16\x41\x63tivateVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x13\n\x11GetMetricsRequest\"\x9a\x01\n\x0cPointMetrics\x12\r\n\x05point\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12.\n\x04mean\x18\x04 \x03(\x0b\x32 .braid.v1.PointMetrics.MeanEntry\x1a+\n\tMeanEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\rFusionMetrics\x12&\n\x06points\x18\x01 \x03(\x0b\x32\x16.braid.v1.PointMetrics\"\xec\x01\n\rFusionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x04open\x18\x02 \x01(\x0b\x32\x1c.braid.v1.OpenFusionSessionsH\x00\x12\x1e\n\x04\x66use\x18\x03 \x01(\x0b\x32\x0e.braid.v1.FuseH\x00\x12%\n\x08read_out\x18\x04 \x01(\x0b\x32\x11.braid.v1.ReadOutH\x00\x12$\n\x04\x63rop\x18\x05 \x01(\x0b\x32\x14.braid.v1.CropFusionH\x00\x12.\n\x05\x63lose\x18\x06 \x01(\x0b\x32\x1d.braid.v1.CloseFusionSessionsH\x00\x42\x04\n\x02op\"\xbc\x02\n\x0b\x46usionReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x06opened\x18\x02 \x01(\x0b\x32\x16.braid.v1.FusionOpenedH\x00\x12 \n\x05\x66used\x18\x03 \x01(\x0b\x32\x0f.braid.v1.FusedH\x00\x12+\n\x07weights\x18\x04 \x01(\x0b\x32\x18.braid.v1.ReadOutWeightsH\x00\x12*\n\x07\x63ropped\x18\x05 \x01(\x0b\x32\x17.braid.v1.FusionCroppedH\x00\x12(\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x16.braid.v1.FusionClosedH\x00\x12 \n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.braid.v1.ErrorH\x00\x12&\n\x07timings\x18\x08 \x01(\x0b\x32\x15.braid.v1.StepTimingsB\x08\n\x06result\":\n\x12OpenFusionSessions\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x1f\n\x0c\x46usionOpened\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xc2\x01\n\x04\x46use\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05point\x18\x02 \x01(\r\x12#\n\x08segments\x18\x03 \x03(\x0b\x32\x11.braid.v1.Segment\x12 \n\x06states\x18\x04 \x03(\x0b\x32\x10.braid.v1.Tensor\x12\x1d\n\x05lanes\x18\x05 \x03(\x0b\x32\x0e.braid.v1.Lane\x12\x1f\n\x06\x66rames\x18\x06 \x01(\x0e\x32\x0f.braid.v1.DType\x12\x13\n\x0bmetric_rows\x18\x07 \x03(\r\"I\n\x04Lane\x12#\n\x08segments\x18\x01 \x03(\x0b\x32\x11.braid.v1.Segment\x12\x1c\n\x04seen\x18\x02 \x03(\x0b\x32\x0e.braid.v1.Seen\"\x19\n\x04Seen\x12\x11\n\tpositions\x18\x01 \x03(\x11\"\xa8\x01\n\x05\x46used\x12 \n\x06states\x18\x01 \x03(\x0b\x32\x10.braid.v1.Tensor\x12\x34\n\x0brow_metrics\x18\x02 \x03(\x0b\x32\x1f.braid.v1.Fused.RowMetricsEntry\x1aG\n\x0fRowMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.braid.v1.RowMetrics:\x02\x38\x01\"\x1c\n\nRowMetrics\x12\x0e\n\x06values\x18\x01 \x03(\x02\"u\n\x07ReadOut\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12 \n\x06hidden\x18\x03 \x03(\x0b\x32\x10.braid.v1.Tensor\x12\"\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x10.braid.v1.Tensor\"7\n\x0eReadOutWeights\x12%\n\x0blog_weights\x18\x01 \x01(\x0b\x32\x10.braid.v1.Tensor\"F\n\nCropFusion\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0clane_lengths\x18\x03 \x03(\r\"\x0f\n\rFusionCropped\"*\n\x13\x43loseFusionSessions\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\"\x0e\n\x0c\x46usionClosed2\xdf\x03\n\x06\x46usion\x12\x39\n\x07Prepare\x12\x18.braid.v1.PrepareRequest\x1a\x14.braid.v1.FusionCard\x12\x41\n\x08\x44\x65scribe\x12\x1f.braid.v1.DescribeFusionRequest\x1a\x14.braid.v1.FusionCard\x12\x41\n\x0bLoadVersion\x12\x1c.braid.v1.LoadVersionRequest\x1a\x14.braid.v1.FusionCard\x12J\n\x0cListVersions\x12\x1d.braid.v1.ListVersionsRequest\x1a\x1b.braid.v1.ListVersionsReply\x12I\n\x0f\x41\x63tivateVersion\x12 .braid.v1.ActivateVersionRequest\x1a\x14.braid.v1.FusionCard\x12\x42\n\nGetMetrics\x12\x1b.braid.v1.GetMetricsRequest\x1a\x17.braid.v1.FusionMetrics\x12\x39\n\x03Run\x12\x17.braid.v1.FusionRequest\x1a\x15.braid.v1.FusionReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POINTMETRICS_MEANENTRY']._loaded_options = None
   _globals['_POINTMETRICS_MEANENTRY']._serialized_options = b'8\001'
+  _globals['_FUSED_ROWMETRICSENTRY']._loaded_options = None
+  _globals['_FUSED_ROWMETRICSENTRY']._serialized_options = b'8\001'
   _globals['_PREPAREREQUEST']._serialized_start=66
   _globals['_PREPAREREQUEST']._serialized_end=101
   _globals['_DESCRIBEFUSIONREQUEST']._serialized_start=103
@@ -67,25 +69,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUSIONOPENED']._serialized_start=1402
   _globals['_FUSIONOPENED']._serialized_end=1433
   _globals['_FUSE']._serialized_start=1436
-  _globals['_FUSE']._serialized_end=1609
-  _globals['_LANE']._serialized_start=1611
-  _globals['_LANE']._serialized_end=1684
-  _globals['_SEEN']._serialized_start=1686
-  _globals['_SEEN']._serialized_end=1711
-  _globals['_FUSED']._serialized_start=1713
-  _globals['_FUSED']._serialized_end=1754
-  _globals['_READOUT']._serialized_start=1756
-  _globals['_READOUT']._serialized_end=1873
-  _globals['_READOUTWEIGHTS']._serialized_start=1875
-  _globals['_READOUTWEIGHTS']._serialized_end=1930
-  _globals['_CROPFUSION']._serialized_start=1932
-  _globals['_CROPFUSION']._serialized_end=2002
-  _globals['_FUSIONCROPPED']._serialized_start=2004
-  _globals['_FUSIONCROPPED']._serialized_end=2019
-  _globals['_CLOSEFUSIONSESSIONS']._serialized_start=2021
-  _globals['_CLOSEFUSIONSESSIONS']._serialized_end=2063
-  _globals['_FUSIONCLOSED']._serialized_start=2065
-  _globals['_FUSIONCLOSED']._serialized_end=2079
-  _globals['_FUSION']._serialized_start=2082
-  _globals['_FUSION']._serialized_end=2561
+  _globals['_FUSE']._serialized_end=1630
+  _globals['_LANE']._serialized_start=1632
+  _globals['_LANE']._serialized_end=1705
+  _globals['_SEEN']._serialized_start=1707
+  _globals['_SEEN']._serialized_end=1732
+  _globals['_FUSED']._serialized_start=1735
+  _globals['_FUSED']._serialized_end=1903
+  _globals['_FUSED_ROWMETRICSENTRY']._serialized_start=1832
+  _globals['_FUSED_ROWMETRICSENTRY']._serialized_end=1903
+  _globals['_ROWMETRICS']._serialized_start=1905
+  _globals['_ROWMETRICS']._serialized_end=1933
+  _globals['_READOUT']._serialized_start=1935
+  _globals['_READOUT']._serialized_end=2052
+  _globals['_READOUTWEIGHTS']._serialized_start=2054
+  _globals['_READOUTWEIGHTS']._serialized_end=2109
+  _globals['_CROPFUSION']._serialized_start=2111
+  _globals['_CROPFUSION']._serialized_end=2181
+  _globals['_FUSIONCROPPED']._serialized_start=2183
+  _globals['_FUSIONCROPPED']._serialized_end=2198
+  _globals['_CLOSEFUSIONSESSIONS']._serialized_start=2200
+  _globals['_CLOSEFUSIONSESSIONS']._serialized_end=2242
+  _globals['_FUSIONCLOSED']._serialized_start=2244
+  _globals['_FUSIONCLOSED']._serialized_end=2258
+  _globals['_FUSION']._serialized_start=2261
+  _globals['_FUSION']._serialized_end=2740
 # @@protoc_insertion_point(module_scope)

@@ -149,20 +149,22 @@ class FusionOpened(_message.Message):
     def __init__(self, version: _Optional[str] = ...) -> None: ...
 
 class Fuse(_message.Message):
-    __slots__ = ("step_id", "point", "segments", "states", "lanes", "frames")
+    __slots__ = ("step_id", "point", "segments", "states", "lanes", "frames", "metric_rows")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    METRIC_ROWS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     point: int
     segments: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Segment]
     states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     lanes: _containers.RepeatedCompositeFieldContainer[Lane]
     frames: _tensor_pb2.DType
-    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[Lane, _Mapping]]] = ..., frames: _Optional[_Union[_tensor_pb2.DType, str]] = ...) -> None: ...
+    metric_rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step_id: _Optional[int] = ..., point: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[_tensor_pb2.Segment, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[Lane, _Mapping]]] = ..., frames: _Optional[_Union[_tensor_pb2.DType, str]] = ..., metric_rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Lane(_message.Message):
     __slots__ = ("segments", "seen")
@@ -179,10 +181,25 @@ class Seen(_message.Message):
     def __init__(self, positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fused(_message.Message):
-    __slots__ = ("states",)
+    __slots__ = ("states", "row_metrics")
+    class RowMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: RowMetrics
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[RowMetrics, _Mapping]] = ...) -> None: ...
     STATES_FIELD_NUMBER: _ClassVar[int]
+    ROW_METRICS_FIELD_NUMBER: _ClassVar[int]
     states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    row_metrics: _containers.MessageMap[str, RowMetrics]
+    def __init__(self, states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., row_metrics: _Optional[_Mapping[str, RowMetrics]] = ...) -> None: ...
+
+class RowMetrics(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReadOut(_message.Message):
     __slots__ = ("step_id", "session_ids", "hidden", "features")

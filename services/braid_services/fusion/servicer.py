@@ -170,7 +170,7 @@ class _Call:
         if frames is not None:  # an update must not be rounded as the narrow states that it is made from
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         started = time.perf_counter()
-        fused = self._stream.fuse(op.step_id, op.point, segments, states, lanes)
+        fused = self._stream.fuse(op.step_id, op.point, segments, states, lanes, tuple(op.metric_rows))
         compute_s = time.perf_counter() - started
         for given, state in zip(states, fused.states, strict=True):
             message = reply.fused.states.add()
@@ -182,6 +182,8 @@ class _Call:
                 update = state - given
                 if bool(update.any()):
                     put_frame(update, frames, message)
+        for name, values in fused.row_metrics.items():
+            reply.fused.row_metrics[name].values.extend(values)
         return compute_s
 
     def _read_out(self, op: fusion_pb2.ReadOut, reply: fusion_pb2.FusionReply) -> float:

@@ -69,6 +69,7 @@ def fuse_by_stack(
         raise ShapeMismatchError(f"fuse: got states {shapes}, expected {rows} rows")
     injected: list[Tensor | None] = [None] * len(states)
     output = PointOutput(injected)
+    row_metrics: dict[str, Tensor] = {}
     for stack in {id(session.stack): session.stack for session in sessions}.values():
         members = {
             s.session_id for s, one in zip(lanes[0].segments, sessions, strict=True) if one.stack is stack
@@ -87,7 +88,11 @@ def fuse_by_stack(
                 if whole is None:
                     injected[shard] = whole = torch.empty_like(states[shard])
                 whole.index_copy_(0, rows_T[shard], part)
-    return PointOutput(injected, output.metrics)
+        for name, part in output.row_metrics.items():
+            # All versions are of one plan, so all have the same names: none of these rows stays as it is here.
+            whole = row_metrics.setdefault(name, part.new_full((lanes[0].num_rows,), torch.nan))
+            whole.index_copy_(0, parts[0][1], part)
+    return PointOutput(injected, output.metrics, row_metrics)
 
 
 def read_out_by_stack(

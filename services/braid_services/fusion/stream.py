@@ -6,7 +6,7 @@ Knows neither the wire nor the maths. Letters: T packed rows, R logit rows, S sh
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FusedStates:
-    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing."""
+    """``states[s]`` is (T, D_s), injected already; None for a shard that receives nothing. ``row_metrics`` is what
+    the point's strategy tells of the rows asked for, by name, one number per row."""
 
     states: list[Tensor | None]
     timings: Timings = field(default_factory=Timings)
+    row_metrics: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ class FusionStream:
         self._sessions: dict[str, FusionSession] = {}
         self._batch: _Batch | None = None
         self._last_step_id = -1
-        self._latest: tuple[tuple[int, int, tuple[Lane, ...]], FusedStates] | None = None
+        self._latest: tuple[tuple[int, int, tuple[Lane, ...], tuple[int, ...]], FusedStates] | None = None
 
     @property
     def num_sessions(self) -> int:
@@ -102,31 +104,39 @@ class FusionStream:
         segments: Sequence[Segment],
         states: Sequence[Tensor],
         lanes: Sequence[Lane] = (),
+        metric_rows: Sequence[int] = (),
     ) -> FusedStates:
         """Exchange states at a point: one (T, D_s) per shard, the rows in the order of the segments.
 
         Args:
             lanes: where shards have different tokenizers, the rows of each lane, the anchor's (which has the same
                 ``segments``) first; T is then that of the shard's lane.
+            metric_rows: the anchor's rows of which it is to tell what it measures.
 
         Raises: StepOrderError, UnknownSessionError, ShapeMismatchError, InvalidRequestError.
         """
         started = time.perf_counter()
         lanes = tuple(lanes) or (Lane(tuple(segments), ()),)
-        call = (step_id, point, lanes)
+        call = (step_id, point, lanes, tuple(metric_rows))
         if self._latest is not None and self._latest[0] == call:
             return self._latest[1]
         batch = self._begin(step_id, lanes) if point == 0 else self._continue(step_id, point, lanes)
         sessions = [self._session(segment.session_id) for segment in lanes[0].segments]
         num_rows = lanes[0].num_rows
+        if metric_rows and not 0 <= min(metric_rows) <= max(metric_rows) < num_rows:
+            raise InvalidRequestError(
+                f"fuse: metric_rows: got rows {min(metric_rows)} to {max(metric_rows)}, "
+                f"expected 0 to {num_rows - 1}"
+            )
         metrics = self._backend.running_metrics
         name = self._backend.plan.points[point].name
         want_metrics = metrics.count(name, num_rows)
         try:
             with torch.inference_mode():
-                output = fuse_by_stack(point, lanes, sessions, states, want_metrics)
-                if output.metrics:
+                output = fuse_by_stack(point, lanes, sessions, states, want_metrics or bool(metric_rows))
+                if want_metrics and output.metrics:
                     metrics.add(name, output.metrics, num_rows)
+                row_metrics = _of_rows(output.row_metrics, metric_rows)
         except FusionError as error:
             raise translated(error) from error
         batch.next_point = point + 1
@@ -135,7 +145,7 @@ class FusionStream:
             for index, lane in enumerate(lanes):
                 for segment in lane.segments:
                     self._sessions[segment.session_id].lengths[index] = segment.position + segment.num_rows
-        result = FusedStates(output.states, Timings(compute_s=time.perf_counter() - started))
+        result = FusedStates(output.states, Timings(compute_s=time.perf_counter() - started), row_metrics)
         self._latest = (call, result)
         return result
 
@@ -250,3 +260,13 @@ class FusionStream:
         mean_S = weights_RS.mean(0)
         names = [f"weight/{shard.name}" for shard in self._backend.plan.shards]
         return {**dict(zip(names, mean_S, strict=True)), "weight_entropy": entropy(weights_RS).mean()}
+
+
+def _of_rows(row_metrics: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, list[float]]:
+    if not rows:
+        return {}
+    wanted_R = torch.tensor(rows)
+    return {
+        name: values_T.index_select(0, wanted_R.to(values_T.device)).float().tolist()
+        for name, values_T in row_metrics.items()
+    }

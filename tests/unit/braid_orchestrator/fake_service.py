@@ -15,6 +15,7 @@ from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
     Finished,
+    FinishReason,
     GenerateRequest,
     RequestTimings,
     ScoreRequest,
@@ -30,7 +31,10 @@ from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.errors import BraidError, ContextLengthError, NotFoundError, UnknownVersionError
 from braid_rpc.fusion_client import PointMetrics
+from braid_rpc.stability import ChoiceStability, TokenStability
 
+TOKEN_STABILITY = TokenStability(1.5, None, 0.75, 0.25)
+CHOICE_STABILITY = ChoiceStability(1.5, 0.25, None, 0.125, False)
 WORDS = ("one", " two", " three")
 CHAT_TEMPLATE = r"""{{ mood }}
 {%- for message in messages %}
@@ -87,6 +91,7 @@ class FakeService:
                         text,
                         *self._logprobs(request),
                         weights={"left": 0.75, "right": 0.25},
+                        stability=TOKEN_STABILITY if request.stability else None,
                     )
                 self.first_token.set()
                 if self.error_after_first is not None:
@@ -95,7 +100,11 @@ class FakeService:
                     await asyncio.Event().wait()
             for index in range(request.n):
                 cut = request.sampling.max_tokens < len(WORDS)
-                yield ChoiceFinished(index, "length" if cut else "stop", None, "" if cut else WORDS[-1])
+                reason: FinishReason = "length" if cut else "stop"
+                if request.stability and request.stability.stop:
+                    reason = "instability"
+                told = CHOICE_STABILITY if request.stability else None
+                yield ChoiceFinished(index, reason, None, "" if cut else WORDS[-1], told)
             yield Finished(
                 2, request.n * min(len(WORDS), request.sampling.max_tokens), RequestTimings(0.1, 0.2, 0.3)
             )

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from braid_orchestrator.engine.requests import Finished, GenerateRequest, RequestTimings, Started, TokenEvent
+from braid_orchestrator.engine.requests import (
+    ChoiceFinished,
+    Finished,
+    GenerateRequest,
+    RequestTimings,
+    Started,
+    TokenEvent,
+)
 from braid_orchestrator.state.journal import Journals
 from braid_orchestrator.state.journaling import JournalWriter
 from braid_orchestrator.state.memory import MemoryStore
 from braid_rpc.errors import NotFoundError, UnavailableError
+from braid_rpc.stability import ChoiceStability, StabilityOptions, TokenStability
 
 REQUEST = GenerateRequest("prompt", request_id="r")
 BEGUN = Started("r", 3, "v1")
@@ -41,6 +49,20 @@ def writer(store: CountingStore) -> JournalWriter:
 
 def token(number: int) -> TokenEvent:
     return TokenEvent(0, number, str(number))
+
+
+def test_how_stable_a_text_is_is_kept_to_the_last_digit(store: CountingStore, writer: JournalWriter) -> None:
+    options = StabilityOptions(stop=True, auto_temperature=True, threshold=0.1)
+    request = GenerateRequest("prompt", request_id="s", stability=options)
+    told = TokenStability(1 / 3, None, 0.7, 1 / 7, None), TokenStability(2 / 3, -1e-17, 0.7 / 3, None, 0.1)
+    events = [TokenEvent(0, number, "x", stability=one) for number, one in enumerate(told)]
+    ending = ChoiceFinished(0, "instability", None, "", ChoiceStability(0.5, 1 / 7, None, 1e-17, False))
+    note = writer.begin(request, lambda item: None)
+    for event in (*events, ending):
+        note(event)
+    writer.write_all()
+    journal = Journals(store).load("s")
+    assert journal.request == request and journal.events == (*events, ending)
 
 
 def test_what_has_nothing_new_is_not_written_again(store: CountingStore, writer: JournalWriter) -> None:

@@ -23,6 +23,19 @@ def test_temperature_zero_is_greedy() -> None:
     assert set(draws(temperature=0.0)) == {0}
 
 
+def test_another_temperature_draws_otherwise_and_takes_as_many_draws() -> None:
+    """Whatever the temperature of a token, the next one is drawn with the same number: a replay counts on it."""
+    following = []
+    for temperature in (None, 0.01, 1e-9, 0.8):
+        sampler = Sampler(SamplingOptions(seed=4, temperature=0.8), (), ())
+        first = [sampler.pick(LOGITS, temperature).token_id for _ in range(20)]
+        following.append([sampler.pick(LOGITS).token_id for _ in range(20)])
+        assert (set(first) == {0}) == (temperature in (0.01, 1e-9))
+    assert following == [following[0]] * 4 and len(set(following[0])) > 1
+    greedy = Sampler(SamplingOptions(seed=4, temperature=0.0), (), ())
+    assert {greedy.pick(LOGITS, 5.0).token_id for _ in range(20)} == {0}
+
+
 def test_frequencies_follow_the_distribution() -> None:
     counts = Counter(draws(4000))
     for token_id, probability in enumerate([0.5, 0.25, 0.15, 0.07, 0.03]):

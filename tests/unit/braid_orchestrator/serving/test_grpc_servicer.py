@@ -9,7 +9,7 @@ import pytest
 
 from braid_orchestrator.serving.grpc_servicer import BraidRpc, BraidServer, fail_serve_call
 from braid_orchestrator.serving.probing import probe
-from braid_rpc import AsyncBraidClient
+from braid_rpc import AsyncBraidClient, StabilityOptions
 from braid_rpc.completions import Token
 from braid_rpc.errors import (
     BraidError,
@@ -21,7 +21,7 @@ from braid_rpc.errors import (
 )
 from braid_rpc.v1 import braid_pb2
 
-from ..fake_service import FakeService
+from ..fake_service import CHOICE_STABILITY, TOKEN_STABILITY, FakeService
 
 
 @pytest.fixture
@@ -57,6 +57,20 @@ async def test_a_completion_comes_whole(client: AsyncBraidClient, service: FakeS
     assert request.sampling.seed == 3
     assert request.sampling.logit_bias == {4: -1.0}
     assert request.sampling.top_p == 1.0
+
+
+async def test_who_asks_is_told_how_stable_the_text_is(
+    client: AsyncBraidClient, service: FakeService
+) -> None:
+    done = await client.generate("x", stability=StabilityOptions(stop=True, threshold=0.5, window=9))
+    assert service.requests[-1].stability == StabilityOptions(stop=True, threshold=0.5, window=9)
+    assert [token.stability for token in done.tokens] == [TOKEN_STABILITY] * 3
+    assert done.stability == done.choices[0].stability == CHOICE_STABILITY
+    assert done.finish_reason == "instability"
+    await client.generate("x", stability=StabilityOptions())
+    assert service.requests[-1].stability == StabilityOptions()
+    plain = await client.generate("x")
+    assert plain.tokens[0].stability is plain.stability is service.requests[-1].stability is None
 
 
 async def test_token_ids_and_one_shard_alone(client: AsyncBraidClient, service: FakeService) -> None:
