@@ -12,19 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from braid_orchestrator.inprocess.braided import BraidedLLM
-    from braid_orchestrator.inprocess.deciding import measure_answerers, train_decider
+    from braid_orchestrator.inprocess.deciding import train_decider
     from braid_orchestrator.inprocess.fusion_training import train_fusion_layers
+    from braid_orchestrator.inprocess.measuring import evaluate, measure_answerers
     from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
 
 # As in `braid_services`, and for the calling side too: the engine's thread reads its sockets itself.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
-__all__ = ["BraidedLLM", "ModelWrapper", "measure_answerers", "train_decider", "train_fusion_layers"]
+__all__ = [
+    "BraidedLLM",
+    "ModelWrapper",
+    "evaluate",
+    "measure_answerers",
+    "train_decider",
+    "train_fusion_layers",
+]
 
 _HOME = {
     "BraidedLLM": "inprocess.braided",
     "ModelWrapper": "inprocess.model_wrapper",
-    "measure_answerers": "inprocess.deciding",
+    "evaluate": "inprocess.measuring",
+    "measure_answerers": "inprocess.measuring",
     "train_decider": "inprocess.deciding",
     "train_fusion_layers": "inprocess.fusion_training",
 }

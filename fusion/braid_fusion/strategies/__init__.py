@@ -16,14 +16,16 @@ from braid_fusion.strategies.router import RouterFusion
 from braid_fusion.strategies.stitch import StitchFusion
 from braid_fusion.strategies.weighted import WeightedFusion
 
+# The names that the braiding guide uses.
 FusionLayer = FusionStrategy
-"""The name that the braiding guide uses."""
+LearnedWeightedFusion = WeightedFusion
 
 __all__ = [
     "AttentionFusion",
     "Fused",
     "FusionLayer",
     "FusionStrategy",
+    "LearnedWeightedFusion",
     "MlpFusion",
     "ResonanceFusion",
     "RouterFusion",

@@ -116,13 +116,15 @@ def train_fusion_layers(
     """Train a braid's fusion modules and readout on texts, in place.
 
     Args:
-        texts: must together have more than ``window`` tokens.
-        window: tokens that are predicted at once, in each of ``batch_size`` texts per step.
+        texts: must together have at least two tokens.
+        window: tokens that are predicted at once, in each of ``batch_size`` texts per step; as many as there are
+            where the texts have fewer.
 
     Raises: ValueError for too little text or nothing to train; TrainingDivergedError, ContextLengthError.
     """
     anchor = braided.backends[braided.plan.anchor]
-    batches = TokenWindows(encode_texts(anchor, texts), window, batch_size, seed)
+    tokens = encode_texts(anchor, texts)
+    batches = TokenWindows(tokens, min(window, max(len(tokens) - 1, 1)), batch_size, seed)
     config = fusion_training_config(num_steps, learning_rate=learning_rate)
     return train_fusion(braided.backends, braided.stack, batches, config, on_progress=on_progress)
 

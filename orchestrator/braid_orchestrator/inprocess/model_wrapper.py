@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions
+from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, ScoreRequest, ScoreResult
 from braid_orchestrator.inprocess.generation import InProcessBraid, alone
 from braid_rpc.errors import InvalidRequestError
 from braid_services.shard.backend import ShardBackend
@@ -146,7 +146,14 @@ class ModelWrapper:
 
         Raises: BraidError, such as InvalidRequestError or ContextLengthError.
         """
+        options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
+        return self._running().complete(GenerateRequest(prompt, options)).text
+
+    def score(self, request: str | ScoreRequest) -> ScoreResult:
+        """Log-probabilities of a text, token by token. Raises: BraidError."""
+        return self._running().score(ScoreRequest(request) if isinstance(request, str) else request)
+
+    def _running(self) -> InProcessBraid:
         if self._engine is None:
             self._engine = InProcessBraid(self.name, [self.backend], alone(self.backend))
-        options = SamplingOptions(max_tokens=max_new_tokens, temperature=temperature, **sampling)
-        return self._engine.complete(GenerateRequest(prompt, options)).text
+        return self._engine
