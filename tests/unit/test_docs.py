@@ -31,6 +31,7 @@ from models import save_tiny_model, tiny_backend
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
+from braid_fusion import errors
 from braid_fusion.context import FusionContext
 from braid_fusion.deciding import predicates
 from braid_fusion.resonance.lyapunov import LyapunovMonitor
@@ -79,6 +80,8 @@ RUN_HERE = {
     ("fusion.md", "A strategy of your own"),
     ("fusion.md", "Training"),
     ("http.md", "One shard"),
+    ("training.md", "Grafted layers"),  # in test_docs_training.py, as the next
+    ("training.md", "The trainer core"),
 }
 RUN_END_TO_END = {("README.md", "gRPC"), ("README.md", "Python"), ("http.md", "gRPC")}
 
@@ -189,7 +192,8 @@ def test_mistakes_are_refused_in_the_documented_words(assignment: str, message: 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_errors_that_documents_name_exist(path: Path) -> None:
     named = {name for _, text in code_texts(path) for name in re.findall(r"\b[A-Z]\w*Error\b", text)}
-    assert named - {"HTTPError"} <= set(ERROR_TYPES)
+    of_fusion = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert named - {"HTTPError"} <= set(ERROR_TYPES) | of_fusion
 
 
 async def test_a_braid_can_be_connected_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
