@@ -54,6 +54,11 @@ class RunLog:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
+    def sync(self) -> None:
+        """Have all lines outlast a power cut."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log. One that was cut off at the end of the file is left out.

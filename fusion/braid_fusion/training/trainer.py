@@ -207,6 +207,7 @@ class Trainer(Generic[BatchT]):
     def _save(self) -> None:
         step = self._state.position.step
         if self._checkpoints is not None and step != self._saved_step:
+            self._log.sync()  # a checkpoint is never ahead of the log
             self._checkpoints.save(step, self._state.content())
             self._saved_step = step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,11 +63,15 @@ class TokenWindows:
         starts = torch.arange(phase, last_start + 1, self.length)
         return starts[torch.randperm(starts.numel(), generator=generator)]
 
+    @cached_property
+    def _tokens_hash(self) -> str:
+        return tokens_hash(self.tokens)
+
     def _identity(self) -> dict[str, Any]:
         return {
             "kind": type(self).__name__,
             "num_tokens": self.tokens.numel(),
-            "tokens_sha256": tokens_hash(self.tokens),
+            "tokens_sha256": self._tokens_hash,
             "length": self.length,
             "batch_size": self.batch_size,
             "seed": self._seed,

@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from braid_fusion import FusionConfig, FusionTrainer, ResonanceWrapper, TrainingConfig, create_fusion_dataset
-from braid_fusion.errors import CheckpointMismatchError, TrainingConfigError, TrainingDataError
+from braid_fusion.errors import (
+    CheckpointMismatchError,
+    NonFiniteStateError,
+    TrainingConfigError,
+    TrainingDataError,
+)
 from braid_fusion.grafting import training
 from braid_fusion.grafting.graft_loss import graft_loss
 from braid_fusion.training.checkpoint import read_checkpoint, steps_in
@@ -292,6 +297,24 @@ def test_stopping_early_needs_something_to_evaluate_on() -> None:
         trainer(grafted(), eval_every=1, early_stopping_patience=1)
     with pytest.raises(TrainingConfigError, match="eval_dataset: got None"):
         trainer(grafted()).evaluate()
+
+
+def test_states_that_are_not_finite_stop_training_and_change_nothing() -> None:
+    model = grafted(FusionConfig(fusion_positions=(1,)))
+    seen: list[torch.Tensor] = []
+
+    def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.cat([p.detach().flatten() for p in model.fusion_parameters()]))
+        return output * (torch.nan if len(seen) == 3 else 1.0)
+
+    model.base_model.model.embed_tokens.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteStateError, match="layer 1"):
+        trainer(model).train()
+    assert torch.equal(torch.cat([p.detach().flatten() for p in model.fusion_parameters()]), seen[2])
+    assert not torch.equal(seen[1], seen[2])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.base_model.parameters())
+    assert not model.training
 
 
 def test_texts_beyond_the_context_are_refused() -> None:
