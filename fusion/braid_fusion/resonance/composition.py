@@ -92,8 +92,3 @@ class IntegerState:
     def squared_norm(self) -> Tensor:
         """(...,): Σ |ψ_n|²."""
         return self.amplitudes.square().sum((-2, -1))
-
-
-def compose(left_PA: Tensor, right_PA: Tensor, primes: tuple[int, ...]) -> IntegerState:
-    """The product of two prime states (..., P, A) as `PrimeProjection` gives them, with its ``primes``."""
-    return IntegerState.of(primes, left_PA) * IntegerState.of(primes, right_PA)

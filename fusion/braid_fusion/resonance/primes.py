@@ -17,6 +17,7 @@ from torch.nn import functional
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
 from braid_fusion.resonance import coherence as measures
+from braid_fusion.resonance.composition import IntegerState
 from braid_fusion.resonance.golden import sphere_points
 from braid_fusion.resonance.sedenion import conjugate, left_matrix
 
@@ -102,6 +103,10 @@ class PrimeProjection(nn.Module):
     def coherence(self, states_PA: Tensor) -> Tensor:
         """(..., P, A) → (...,) in [0, 1]: 1 if one prime has all mass, 0 if all have the same."""
         return measures.coherence(states_PA)
+
+    def compose(self, left_PA: Tensor, right_PA: Tensor) -> IntegerState:
+        """The product of two prime states, Σ α_p ⊗ β_q |p q⟩, over the products of this projection's primes."""
+        return IntegerState.of(self.primes, left_PA) * IntegerState.of(self.primes, right_PA)
 
 
 def inner_product(left_PA: Tensor, right_PA: Tensor) -> Tensor:

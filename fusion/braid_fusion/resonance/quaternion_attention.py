@@ -100,7 +100,7 @@ class QuaternionAttention(nn.Module):
         turned = query_BTHK.transpose(1, 2).reshape(B, H, T * K // 4, 4) @ turn_HQE
         turned_BHCTK = turned.view(B, H, T, K // 4, 3, 4).permute(0, 1, 4, 2, 3, 5).reshape(B, H, 3 * T, K)
         parts = turned_BHCTK @ key_BMHK.permute(0, 2, 3, 1)
-        along, across_1, across_2 = parts.view(B, H, 3, T, -1).unbind(2)
+        along, across_1, across_2 = parts.view(B, H, 3, T, key_BMHK.shape[1]).unbind(2)
         less = torch.addcmul(along, across_1, across_1, value=-1.0)
         return torch.addcmul(less, across_2, across_2, value=-1.0)
 

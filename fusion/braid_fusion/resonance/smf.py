@@ -59,10 +59,11 @@ class SMF(nn.Module):
                 f"smf: got states of shape {tuple(x_BTD.shape)} and coherence of shape {tuple(coherence_BT.shape)},"
                 f" expected (B, T, {self.input_dim}) and (B, T)"
             )
-        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).chunk(3, dim=-1)
-        query_BTA = functional.normalize(query_BTA, dim=-1)
+        maps_BT3A = self.query_key_value(x_BTD).view(*x_BTD.shape[:2], 3, SEDENION)
+        unit_BT2A = functional.normalize(maps_BT3A[:, :, :2], dim=-1)
+        query_BTA, key_BTA, value_BTA = unit_BT2A[:, :, 0], unit_BT2A[:, :, 1], maps_BT3A[:, :, 2]
         weight_BT1 = coherence_BT.to(value_BTA.dtype).unsqueeze(-1)
-        written_BTC = torch.cat([functional.normalize(key_BTA, dim=-1), value_BTA, weight_BT1], dim=-1)
+        written_BTC = torch.cat([key_BTA, value_BTA, weight_BT1], dim=-1)
         if history is not None:
             if x_BTD.shape[0] != 1:
                 raise FusionShapeError(f"smf: got {x_BTD.shape[0]} sequences with one history, expected 1")
@@ -72,8 +73,8 @@ class SMF(nn.Module):
         share_BTM = self._decayed(query_BTA.shape[1], written_BTC.shape[1]).to(x_BTD.dtype) * weight_BM1.mT
         total_BT1 = share_BTM.sum(-1, keepdim=True) + _FLOOR
         read_BTA = ((query_BTA @ key_BMA.mT) * share_BTM) @ value_BMA / total_BT1
-        turned_BTA = read_BTA + product(_imaginary(query_BTA), read_BTA)
-        return cast(Tensor, self.out(turned_BTA))
+        turn_BTA = functional.pad(query_BTA[..., 1:], (1, 0), value=1.0)  # 1 + Im q
+        return cast(Tensor, self.out(product(turn_BTA, read_BTA)))
 
     def _decayed(self, num_new: int, num_all: int) -> Tensor:
         """(T, M): λ^(t−s) of the last T of M positions towards all; 0 where s ≥ t. At least float32."""
@@ -82,7 +83,3 @@ class SMF(nn.Module):
         age_TM = places[num_all - num_new :, None] - places
         log_decay = functional.logsigmoid(self.decay_logit.to(dtype))
         return torch.exp(log_decay * age_TM.clamp_min(0)).tril(num_all - num_new - 1)
-
-
-def _imaginary(number_A: Tensor) -> Tensor:
-    return functional.pad(number_A[..., 1:], (1, 0))

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.resonance.primes import PrimeProjection, first_primes, inner_product, interference
+from braid_fusion.resonance.quaternion import conjugate, hamilton_product, normalise
 
 Draw = Callable[..., Tensor]
 # float32 sums over 25 primes.
@@ -136,8 +137,6 @@ def test_interference_hears_relative_phase_and_not_a_common_one(draw: Draw) -> N
     assert interference(sum_, difference) == 0
     torch.testing.assert_close(interference(sum_, _basis(0, one) + _basis(1, i)), torch.tensor(0.5))
     states = draw(6, 4)
-    from braid_fusion.resonance.quaternion import hamilton_product, normalise
-
     common = hamilton_product(states, normalise(draw(4, seed=8)))
     torch.testing.assert_close(interference(states, common), torch.tensor(1.0), **CLOSE)
 
@@ -152,9 +151,16 @@ def test_opposite_phases_cancel_when_superposed(draw: Draw, generator: Generator
     assert (before + after).abs().max() < 1e-5
 
 
-def test_inner_product_is_conjugate_symmetric(draw: Draw) -> None:
-    from braid_fusion.resonance.quaternion import conjugate
+def test_projected_states_compose_by_the_products_of_their_primes(draw: Draw, generator: Generator) -> None:
+    projection = PrimeProjection(12, 5, generator=generator)
+    a, b = projection(draw(2, 12, seed=1)), projection(draw(2, 12, seed=2))
+    composed = projection.compose(a, b)
+    assert composed.integers.tolist() == sorted({p * q for p in first_primes(5) for q in first_primes(5)})
+    expected = hamilton_product(a[:, 0], b[:, 3]) + hamilton_product(a[:, 3], b[:, 0])
+    torch.testing.assert_close(composed.amplitude(14), expected, **CLOSE)
 
+
+def test_inner_product_is_conjugate_symmetric(draw: Draw) -> None:
     a, b = draw(6, 4, seed=1), draw(6, 4, seed=2)
     torch.testing.assert_close(inner_product(a, b), conjugate(inner_product(b, a)), **CLOSE)
     torch.testing.assert_close(inner_product(a, a)[1:], torch.zeros(3), **CLOSE)
