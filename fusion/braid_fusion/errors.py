@@ -9,7 +9,7 @@ FusionError
 ├── WeightMismatch        weights that were saved for another plan; both sides are named, field by field
 ├── CorruptWeights        a weight file that is damaged or not what its card says
 ├── UnknownWeights        no weights of that version
-├── StabilityError        options of a stability monitor that make no sense, or figures it can't take
+├── StabilityError        options of a watched generation that make no sense, or figures it can't take
 ├── DeciderError          a way to decide who answers that cannot be found or built, or examples it can't learn from
 ├── UnreadableTokenizer   a text that is no tokenizer of the `tokenizers` library
 ├── TrainingError         a training run that cannot go on
@@ -78,7 +78,7 @@ class NotAVersion(FusionError):  # noqa: N818 - beside UnknownWeights
 
 
 class StabilityError(FusionError):
-    """Options of a stability monitor that make no sense, or figures that it can't take."""
+    """Options of a watched generation that make no sense, or figures that its monitor can't take."""
 
 
 class DeciderError(FusionError):

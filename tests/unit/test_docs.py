@@ -82,6 +82,7 @@ RUN_HERE = {
     ("http.md", "One shard"),
     ("training.md", "Grafted layers"),  # in test_docs_training.py, as the next
     ("training.md", "The trainer core"),
+    ("stability.md", "One model by itself"),
 }
 RUN_END_TO_END = {("README.md", "gRPC"), ("README.md", "Python"), ("http.md", "gRPC")}
 
@@ -397,6 +398,14 @@ def test_the_figures_of_stability_that_are_shown_have_their_shape() -> None:
     assert set(shown["stability"]) == set(ChoiceStabilityOut.model_fields)
     figures = table_under(STABILITY, "How stable a text is").by_first_column()
     assert set(figures) == {*TokenStabilityOut.model_fields, "is_stable"}
+
+
+def test_the_generation_that_is_shown_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks_under(STABILITY, "One model by itself")
+    folder = save_tiny_model(tmp_path / "model", 1, num_layers=6)
+    namespace: dict[str, Any] = {}
+    block.substituted({'"gpt2"': repr(str(folder))}).run(namespace)
+    assert namespace["result"].exponent is not None and "nan" not in capsys.readouterr().out
 
 
 def test_every_option_of_stability_is_documented_with_its_default() -> None:

@@ -156,7 +156,7 @@ class BenettinTwin:
 
         Raises: StabilityError for states that are not finite.
         """
-        apart = twin - state
+        apart = (twin - state).detach()
         distance = float(apart.norm())
         if not math.isfinite(distance):
             raise StabilityError(

@@ -35,12 +35,12 @@ class TokenStability:
 @dataclass(frozen=True, slots=True)
 class StabilityMetrics:
     """Of a whole generation: means over its tokens, the last token's Lyapunov estimate, and whether at no token it
-    was sure that the text diverged. None where nothing was reported."""
+    was sure that the text diverged. NaN where nothing was reported: whoever prints figures need not ask first."""
 
-    mean_entropy: float | None
-    mean_coherence: float | None
-    mean_kuramoto_order: float | None
-    lyapunov_estimate: float | None
+    mean_entropy: float
+    mean_coherence: float
+    mean_kuramoto_order: float
+    lyapunov_estimate: float
     is_stable: bool
 
 
@@ -143,12 +143,16 @@ class StabilityMonitor:
     def summary(self) -> StabilityMetrics:
         """Up to now."""
         return StabilityMetrics(
-            self._entropy.value,
-            self._coherence.value,
-            self._order.value,
-            self._lyapunov.estimate,
-            self._lyapunov.is_stable,
+            mean_entropy=_figure(self._entropy.value),
+            mean_coherence=_figure(self._coherence.value),
+            mean_kuramoto_order=_figure(self._order.value),
+            lyapunov_estimate=_figure(self._lyapunov.estimate),
+            is_stable=self._lyapunov.is_stable,
         )
+
+
+def _figure(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def coherence_of(metrics: Mapping[str, float]) -> float | None:

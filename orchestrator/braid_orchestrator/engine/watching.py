@@ -5,6 +5,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -54,4 +55,16 @@ class Watch:
 
     def summary(self) -> ChoiceStability:
         """Of the choice up to now."""
-        return ChoiceStability(**asdict(self._monitor.summary()))
+        metrics = self._monitor.summary()
+        return ChoiceStability(
+            mean_entropy=_told(metrics.mean_entropy),
+            mean_coherence=_told(metrics.mean_coherence),
+            mean_kuramoto_order=_told(metrics.mean_kuramoto_order),
+            lyapunov_estimate=_told(metrics.lyapunov_estimate),
+            is_stable=metrics.is_stable,
+        )
+
+
+def _told(figure: float) -> float | None:
+    """What was not reported travels as nothing, not as NaN."""
+    return None if math.isnan(figure) else figure

@@ -63,7 +63,7 @@ def test_the_figures_seen_build_the_same_state_again() -> None:
 
 def test_the_summary_is_of_the_whole_text() -> None:
     monitor = watching()
-    assert monitor.summary().mean_entropy is None and monitor.summary().is_stable
+    assert math.isnan(monitor.summary().mean_entropy) and monitor.summary().is_stable
     for token in range(40):
         told = monitor.observe(0.5 * token, 0.25 if token % 2 else None, 0.5)
     summary = monitor.summary()
