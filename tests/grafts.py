@@ -48,11 +48,16 @@ def graft(model: Any, *positions: int, looking_back: bool = True, **config: Any)
     wrapper = ResonanceWrapper(
         model, FusionConfig.full(fusion_positions=positions or None, fusion_alpha=0.5, **config)
     )
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(11)
-        for parameter in wrapper.fusion_parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    randomise(wrapper)
     if looking_back:
         for key in wrapper.fusion_layers:
             wrapper.fusion_layers[key] = LookingBack(wrapper.fusion_config.hidden_dim or 0)
     return wrapper
+
+
+def randomise(wrapper: ResonanceWrapper) -> None:
+    """Move all parameters of the grafted layers."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in wrapper.fusion_parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

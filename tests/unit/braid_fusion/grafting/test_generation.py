@@ -28,9 +28,12 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
     assert float((got - expected).abs().max()) <= TOLERANCE * max(float(expected.abs().max()), 1.0)
 
 
-@pytest.fixture(params=[True, False], ids=["looking-back", "full"])
+@pytest.fixture(params=["looking-back", "full"])
 def wrapper(request: pytest.FixtureRequest) -> ResonanceWrapper:
-    return graft(make_model("llama"), looking_back=request.param)
+    """All components in float64: oscillators near their fixed points make much of a last bit's difference."""
+    if request.param == "full":
+        return graft(make_model("llama").double(), looking_back=False)
+    return graft(make_model("llama"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from grafts import randomise
 from models import save_tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -77,9 +78,7 @@ def test_weights_alone_make_a_small_file(folder: Path, tmp_path: Path) -> None:
 
 def test_transformers_own_pipeline(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = ResonanceWrapper(AutoModelForCausalLM.from_pretrained(folder), FusionConfig.standard())
-    with torch.no_grad():
-        for parameter in model.fusion_parameters():
-            parameter.add_(0.2)
+    randomise(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)

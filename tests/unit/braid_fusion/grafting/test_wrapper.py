@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import VOCAB, make_model
-from grafts import LookingBack, graft
+from grafts import LookingBack, graft, randomise
 from torch import Tensor, nn
 
 from braid_fusion import FusionConfig, GraftCacheError, NonFiniteStateError, ResonanceWrapper
@@ -89,9 +89,7 @@ def test_a_copy_is_a_wrapper_of_its_own(tmp_path: Any) -> None:
     wrapper.eval()
     twin = copy.deepcopy(wrapper)
     assert torch.equal(logits(twin, ids), logits(wrapper, ids))
-    with torch.no_grad():
-        for parameter in twin.fusion_parameters():
-            parameter.add_(0.3)
+    randomise(twin)
     assert not torch.equal(logits(twin, ids), logits(wrapper, ids))
     assert torch.equal(logits(twin.base_model, ids), logits(twin, ids))
     same = ResonanceWrapper(make_model("llama", seed=9), FusionConfig.full(fusion_alpha=0.5))
