@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 from braids import braid_config, running, shaken_weights, two_backends
 from models import reading_backend
 from served import LIMITS, Served, chatting_backends, served
+from typer.testing import CliRunner
 
 from braid_fusion.deciding import register_predicate
+from braid_orchestrator.cli.main import app
 from braid_orchestrator.config.values import BraidConfig, BraidingConfig, PointConfig
 from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions, TokenEvent
 from braid_orchestrator.serving.service import BraidService
-from braid_rpc import BraidClient
+from braid_rpc import AsyncBraidClient, BraidClient
 from braid_rpc.errors import BraidError, ConfigError, NoDeciderError
 from braid_services.shard.backend import ShardBackend
 
@@ -129,6 +132,29 @@ def test_a_conversation_is_decided_by_what_was_said(braid: Served) -> None:
         body["messages"][0]["content"] = "x = 1"  # type: ignore[index]
         refused = http.post("/v1/chat/completions", json=body)
         assert refused.status_code == 400 and "shard 'right' has no chat template" in refused.text
+
+
+@pytest.mark.parametrize("by", ["http", "grpc"])
+def test_the_command_line_asks_for_it_and_tells(braid: Served, by: str) -> None:
+    target = braid.url if by == "http" else braid.grpc_target
+    for said, who in (
+        (["--use-braiding", "auto"], "right"),
+        (["--use-braiding", "false"], "left"),
+        ([], "right"),
+    ):
+        command = ["generate", "x = 1", "--target", target, "-n", "3", "--temperature", "0", *said]
+        plain = CliRunner().invoke(app, command)
+        assert plain.exit_code == 0 and f"{who}'s weights" in plain.stderr
+        told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+        assert (told["answered_by"], told["braided"]) == (who, False)
+        assert told["text"] + "\n" == plain.stdout
+
+
+async def test_the_asynchronous_client_asks_for_it_too(braid: Served) -> None:
+    async with AsyncBraidClient(braid.grpc_target) as client:
+        done = await client.generate("x = 1", max_tokens=2, use_braiding="auto")
+        score = await client.score("x = 1", use_braiding="auto")
+    assert (done.braided, done.answered_by, score.braided, score.answered_by) == (False, "right") * 2
 
 
 def test_an_answer_that_is_none_is_an_error(braid: Served) -> None:

@@ -8,13 +8,11 @@ Shapes: B texts, T tokens of the longest, S shards, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from braid_fusion.deciding import DecisionClassifier, Predicate
 from braid_fusion.plan import BraidPlan
@@ -31,6 +29,7 @@ from braid_orchestrator.engine.requests import (
     UseBraiding,
 )
 from braid_orchestrator.inprocess.braided_config import Strategy, braid_config, load_models
+from braid_orchestrator.inprocess.braided_output import BraidedOutput, next_token_loss
 from braid_orchestrator.inprocess.fusion_files import load_modules, newest_version, save_modules
 from braid_orchestrator.inprocess.fusion_modules import FusionModules
 from braid_orchestrator.inprocess.generation import Completion, InProcessBraid
@@ -42,25 +41,6 @@ from braid_rpc.errors import ConfigError
 from braid_rpc.stability import StabilityOptions
 from braid_services.fusion.translation import braid_errors
 from braid_services.shard.backend import ShardBackend
-
-IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True, slots=True)
-class BraidedOutput:
-    """What `BraidedLLM.forward` gives. Padding has zeros.
-
-    ``logits`` (B, T, V): the anchor's, or log-probabilities where the readout mixes shards. ``hidden_states``:
-    the anchor's, each (B, T, D): the embeddings, the states between its layers (fused where they are), and what
-    enters its head. ``weights`` (B, T, S): each shard's in the next token's probability. ``loss``: mean over
-    the labels, None without any. ``metrics``: of each fusion point, scalar tensors.
-    """
-
-    logits: Tensor
-    hidden_states: tuple[Tensor, ...]
-    weights: Tensor
-    loss: Tensor | None
-    metrics: dict[str, Tensor]
 
 
 class BraidedLLM:
@@ -198,7 +178,7 @@ class BraidedLLM:
             logits=logits,
             hidden_states=tuple(texts.pad(state) for state in output.anchor_states),
             weights=texts.pad(output.log_weights.exp()),
-            loss=None if labels is None else _next_token_loss(logits, labels, attention_mask),
+            loss=None if labels is None else next_token_loss(logits, labels, attention_mask),
             metrics=output.metrics,
         )
 
@@ -354,15 +334,3 @@ class BraidedLLM:
         added = replace(model_point, at=int(name), name="", strategy="weighted", options={})
         self.config = replace(self.config, points=(*self.config.points, added))
         return self._new_stack()
-
-
-def _next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    if mask_BT is not None:
-        labels_BT = labels_BT.masked_fill(mask_BT == 0, IGNORED_LABEL)
-        # A text padded on the left starts after padding: nothing predicted its first token.
-        before_BT = functional.pad(mask_BT[:, :-1], (1, 0))
-        labels_BT = labels_BT.masked_fill(before_BT == 0, IGNORED_LABEL)
-    targets = labels_BT[:, 1:].reshape(-1).to(logits_BTV.device)
-    return functional.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1), targets.to(torch.int64), ignore_index=IGNORED_LABEL
-    )

@@ -52,6 +52,7 @@ class FakeService:
         self.name = "pair"
         self.requests: list[GenerateRequest] = []
         self.scored: list[ScoreRequest] = []
+        self.texts_asked: list[str | None] = []
         self.undecided: list[GenerateRequest | ScoreRequest] = []
         self.default: UseBraiding = True
         self.decider: Predicate | None = None
@@ -140,6 +141,7 @@ class FakeService:
         return list(self.orphaned)
 
     def text(self, shard: str | None = None) -> ShardText:
+        self.texts_asked.append(shard)
         codec = TextCodec(byte_tokenizer().backend_tokenizer.to_str())
         return ShardText(
             shard_card(shard or "left"), codec, ChatFormat(self.chat_template, {"eos_token": "<eos>"})

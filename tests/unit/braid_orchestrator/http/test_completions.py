@@ -161,3 +161,15 @@ async def test_one_failing_prompt_ends_the_others(http: httpx.AsyncClient, servi
     response = await http.post("/v1/completions", json={"prompt": ["x", "y", "z"]})
     assert response.status_code == 503
     assert service.closed == len(service.requests)
+
+
+async def test_tokens_are_named_by_whoever_was_decided_on(
+    http: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.decider = lambda text: "right" if text == "x" else True
+    body = {"prompt": ["x", "y"], "logprobs": 1, "use_braiding": "auto", "echo": True}
+    answer = (await http.post("/v1/completions", json=body)).json()
+    assert answer["answered_by"] == ["right", "pair"]
+    assert [(request.prompt, request.shard) for request in service.requests] == [("x", "right"), ("y", None)]
+    assert [(request.prompt, request.shard) for request in service.scored] == [("x", "right"), ("y", None)]
+    assert service.texts_asked.count("right") == service.texts_asked.count(None) - 2 == 2
