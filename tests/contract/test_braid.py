@@ -41,7 +41,7 @@ def backends() -> list[ShardBackend]:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_untrained_braid_gives_its_anchor_exactly(backends: list[ShardBackend], transport: str) -> None:
-    strategies = ("weighted", "attention", "router", "mlp", "stitch")
+    strategies = ("weighted", "attention", "router", "mlp", "stitch", "resonance")
     points = [PointConfig(at=1, strategy=name, name=name) for name in strategies]
     config = braid_config(points=points, readout=ReadoutConfig("anchor"), limits=LIMITS)
     with TemporaryDirectory() as sockets, running(config, backends, transport, Path(sockets)) as client:

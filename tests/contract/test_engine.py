@@ -45,6 +45,7 @@ LIMITS = LimitsConfig(
 POINTS = (
     PointConfig(at=1, strategy="mlp"),
     PointConfig(at=2, strategy="attention", options={"num_heads": 4}),
+    PointConfig(at=2, strategy="resonance", name="resonance"),
 )
 
 

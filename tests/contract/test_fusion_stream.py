@@ -33,7 +33,7 @@ from braid_services.serving import start_server
 
 ROUNDING = 1e-5
 WIDTHS = (6, 8)
-POINTS = ("weighted", "attention", "mlp")
+POINTS = ("resonance", "attention", "mlp")
 
 
 def _plan() -> BraidPlan:

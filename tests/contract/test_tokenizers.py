@@ -78,7 +78,7 @@ def client(config: BraidConfig, backends: list[ShardBackend], tmp_path_factory) 
 
 
 @pytest.mark.parametrize("readout", ["anchor", "mixture", "gate"])
-@pytest.mark.parametrize("strategy", ["attention", "mlp", "router", "stitch", "weighted"])
+@pytest.mark.parametrize("strategy", ["attention", "mlp", "resonance", "router", "stitch", "weighted"])
 def test_token_by_token_is_the_whole_text_at_once(
     strategy: str, readout: str, backends: list[ShardBackend], tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def test_no_receivers_in_the_plan_means_all(make_plan, states) -> None:
     assert all(isinstance(state, Tensor) for state in out)
 
 
-@pytest.mark.parametrize("strategy", ["weighted", "router", "mlp", "attention", "stitch"])
+@pytest.mark.parametrize("strategy", ["weighted", "router", "mlp", "attention", "stitch", "resonance"])
 def test_a_plan_gives_the_same_numbers_each_time_and_leaves_the_global_generator_alone(
     make_plan, strategy
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_strategy_can_be_exchanged_in_place(make_plan, states) -> None:
 
 
 def test_a_strategy_of_ours_can_be_called_like_the_guides(states) -> None:
-    for name in ("weighted", "router", "mlp", "attention", "stitch"):
+    for name in ("weighted", "router", "mlp", "attention", "stitch", "resonance"):
         fused = make_strategy(name, 2, 8)(states(5, (8, 8)))
         assert (fused if isinstance(fused, Tensor) else fused[1]).shape == (5, 8)
 
@@ -132,7 +132,9 @@ def test_a_strategy_of_ours_can_be_called_like_the_guides(states) -> None:
 def test_a_built_in_name_cannot_be_taken_over() -> None:
     with pytest.raises(PlanError, match="'mlp' is built in"):
         register_strategy("mlp")(_Plain)
-    assert {"weighted", "learned_weighted", "router", "mlp", "attention", "stitch"} <= set(strategy_names())
+    assert {"weighted", "learned_weighted", "router", "mlp", "attention", "stitch", "resonance"} <= set(
+        strategy_names()
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,28 @@ def test_a_built_in_name_cannot_be_taken_over() -> None:
         ({"strategy": "attention", "options": {"max_offset": 2**40}}, "max_offset: got 1099511627776"),
         ({"strategy": "attention", "options": {"num_heads": "2"}}, "num_heads: got '2'"),
         ({"strategy": "attention", "options": {"num_heads": 0}}, "num_heads: got 0"),
+        (
+            {"strategy": "resonance", "options": {"components": ["prime", "x"]}},
+            "components: got 'x', .* kuramoto",
+        ),
+        ({"strategy": "resonance", "options": {"components": "prime"}}, "components: got 'prime', .* list"),
+        (
+            {"strategy": "resonance", "options": {"components": ["smf"]}},
+            "components: got 'smf' without 'prime'",
+        ),
+        ({"strategy": "resonance", "options": {"mode": "serial"}}, "mode: got 'serial', expected one of par"),
+        (
+            {"strategy": "resonance", "options": {"num_heads": 3}},
+            "num_heads: got 3, expected a divisor .* 2 q",
+        ),
+        ({"strategy": "resonance", "options": {"num_primes": 1}}, "num_primes: got 1, .* from 2"),
+        (
+            {"strategy": "resonance", "options": {"coupling": "strong"}},
+            "coupling: got 'strong', expected a num",
+        ),
+        ({"strategy": "resonance", "options": {"num_steps": 2.5}}, "num_steps: got 2.5"),
+        ({"strategy": "resonance", "options": {"threshold": 1.5}}, "threshold: got 1.5"),
+        ({"strategy": "resonance", "options": {"soft_gate": 1}}, "soft_gate: got 1, expected true or false"),
         ({"name": "0.5"}, "point '0.5': expected a name that .* has no dot"),
         ({"name": "keys"}, "point 'keys': expected a name"),
     ],

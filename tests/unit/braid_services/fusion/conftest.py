@@ -18,7 +18,7 @@ WIDTHS = (6, 8)
 
 @pytest.fixture(scope="session")
 def plan() -> BraidPlan:
-    strategies = ("weighted", "attention", "router", "mlp")
+    strategies = ("weighted", "attention", "router", "resonance")
     return BraidPlan(
         shards=(PlanShard("code", 6, 6, 20, "m0", "t"), PlanShard("prose", 8, 8, 20, "m1", "t")),
         anchor=0,
