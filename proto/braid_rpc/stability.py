@@ -33,11 +33,11 @@ class StabilityOptions:
             raise InvalidRequestError(
                 f"stability.threshold: got {self.threshold!r}, expected a finite number of nats per token from 0 on"
             )
-        if not _FEWEST_TOKENS <= self.window <= _MAX_WINDOW:
+        if not isinstance(self.window, int) or not _FEWEST_TOKENS <= self.window <= _MAX_WINDOW:
             raise InvalidRequestError(
                 f"stability.window: got {self.window!r}, expected between {_FEWEST_TOKENS} and {_MAX_WINDOW} tokens"
             )
-        if self.min_tokens < _FEWEST_TOKENS:
+        if not isinstance(self.min_tokens, int) or self.min_tokens < _FEWEST_TOKENS:
             raise InvalidRequestError(
                 f"stability.min_tokens: got {self.min_tokens!r}, expected at least {_FEWEST_TOKENS}"
             )

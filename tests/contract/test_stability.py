@@ -29,7 +29,7 @@ from torch import Tensor
 from braid_fusion import LyapunovMonitor
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config.values import BraidConfig, LimitsConfig
+from braid_orchestrator.config.values import BraidConfig, LimitsConfig, PointConfig
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Event,
@@ -319,9 +319,34 @@ def test_the_anchors_rows_are_told_of_where_shards_read_differently(transport: s
             assert got == pytest.approx(getattr(told_of(alone[0])[-1], name), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_resonance_layers_between_shards_tell_of_coherence_and_order(
+    transport: str, num_shards: int, tmp_path: Path
+) -> None:
+    backends = two_backends()[:num_shards]
+    names = ("left", "right")[:num_shards]
+    points = (PointConfig(at=1, strategy="resonance"), PointConfig(at=2, strategy="mlp"))
+    bare = braid_config(points=points, names=names, limits=LIMITS)
+    weights = shaken_weights(bare, backends, tmp_path)
+    config = braid_config(points=points, names=names, limits=LIMITS, weights=weights)
+    with TemporaryDirectory() as sockets, running(config, backends, transport, Path(sockets)) as client:
+        plain = client.generate(PROMPT, **SAMPLED)
+        told = client.generate(PROMPT, stability=TOLD, **SAMPLED)
+        ids = [*client.engine.text.encode(PROMPT).token_ids, *told.token_ids]
+        at_once = client.generate(tuple(ids[:-1]), **{**SAMPLED, "max_tokens": 1}, stability=TOLD)
+    assert told.token_ids == plain.token_ids
+    assert all(0 < (one.coherence or 0) < 1 and 0 < (one.kuramoto_order or 0) <= 1 for one in told_of(told))
+    assert len({one.coherence for one in told_of(told)}) > 12
+    for name in ("entropy", "coherence", "kuramoto_order"):
+        got = getattr(told_of(at_once)[0], name)
+        assert got == pytest.approx(getattr(told_of(told)[-1], name), abs=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        (StabilityOptions(window=8.5), r"stability\.window: got 8\.5"),  # type: ignore[arg-type]
         (StabilityOptions(threshold=-0.1), r"stability\.threshold: got -0\.1"),
         (StabilityOptions(threshold=float("nan")), r"stability\.threshold: got nan"),
         (StabilityOptions(window=3), r"stability\.window: got 3, expected between 4 and 128"),

@@ -10,10 +10,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from braids import Client, braid_config, shaken_weights, two_backends
 
+from braid_fusion import LyapunovMonitor
 from braid_orchestrator.assembly import assemble_remote
 from braid_orchestrator.config.values import BraidConfig, LimitsConfig
 from braid_orchestrator.engine.requests import TokenEvent
 from braid_rpc.errors import UnavailableError
+from braid_rpc.stability import StabilityOptions
 from braid_services.fusion.main import serve_fusion
 from braid_services.serving import RunningServer
 from braid_services.shard.backend import ShardBackend
@@ -85,6 +87,31 @@ def test_losing_a_part_changes_no_token(parts: Parts, client: Client, name: str)
     parts.start(name)
     got = [client.results(events)[0].token_ids for events in running]
     assert [[first.token_id, *got[0]], got[1]] == expected
+    assert client.engine.stats().recoveries >= 1
+
+
+@pytest.mark.parametrize("name", ["left", "fusion"])
+def test_a_watched_text_goes_on_with_its_estimate_and_its_temperatures(
+    parts: Parts, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every rise counts, so that temperatures move within a short text.
+    monkeypatch.setattr(LyapunovMonitor, "lower_bound", lambda self, _: self.estimate or 0.0)
+    stability = StabilityOptions(auto_temperature=True, window=8, min_tokens=4)
+    expected = client.generate("the one", stability=stability, **OPTIONS)
+    running = client.submit("the one", stability=stability, **OPTIONS)
+    first = running.get(timeout=30)
+    while not isinstance(first, TokenEvent):
+        first = running.get(timeout=30)
+    parts.stop(name)
+    parts.start(name)
+    got = client.results(running)[0]
+    assert [first.token_id, *got.token_ids] == expected.token_ids
+    temperatures = [one.temperature for one in (first.stability, *got.stability) if one is not None]
+    told = [one.temperature for one in expected.stability if one is not None]
+    assert temperatures == pytest.approx(told, abs=1e-4)  # summed in another order after the loss
+    assert min(temperatures) < 0.9 and len(temperatures) == 60
+    assert got.summary is not None and expected.summary is not None
+    assert got.summary.mean_entropy == pytest.approx(expected.summary.mean_entropy, abs=1e-4)
     assert client.engine.stats().recoveries >= 1
 
 
