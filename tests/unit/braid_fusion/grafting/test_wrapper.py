@@ -62,6 +62,22 @@ def test_checkpointed_gradients_are_the_plain_ones() -> None:
         torch.testing.assert_close(left, right, atol=1e-7, rtol=1e-5)
 
 
+def test_transformers_own_trainer_trains_it(tmp_path: Any) -> None:
+    pytest.importorskip("accelerate", reason="transformers' trainer needs accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    wrapper = ResonanceWrapper(make_model("llama"), FusionConfig.minimal())
+    before = copy.deepcopy(wrapper.state_dict())
+    rows = [{"input_ids": row, "labels": row} for row in ids_of(6, 10)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=3, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True
+    )
+    Trainer(model=wrapper, args=arguments, train_dataset=rows).train()
+    moved = {name for name, tensor in wrapper.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("fusion_layers.") for name in moved)
+
+
 def test_an_unfrozen_base_trains_too() -> None:
     wrapper = ResonanceWrapper(make_model("llama"), FusionConfig.minimal(), freeze_base=False).train()
     wrapper(input_ids=ids_of(1, 8), labels=ids_of(1, 8)).loss.backward()
