@@ -24,6 +24,9 @@ from braid_fusion.resonance.stages import (
     Scene,
 )
 
+# λ at the start.
+_START = 0.1
+
 
 class ResonanceCore(nn.Module):
     """One state per shard in, one fused state out: fused = g · silu(G y) ⊙ y.
@@ -34,7 +37,8 @@ class ResonanceCore(nn.Module):
 
     - ``parallel``: y = Σ c(z);
     - ``sequential``: y = c_n(… c_1(z));
-    - ``residual``: y = z + Σ c, each c seeing the sum so far.
+    - ``residual``: y = z + Σ λ_c ⊙ c, each c seeing the sum so far, with scales λ that are learned and start at 0.1:
+      what untrained components say is noise to the layer's first steps, and must not drown z.
 
     The coherence gate g scales the outcome in all modes, rather than being one more addend: an incoherent row is to
     change the model less, not otherwise. Where it is the only component, y = z.
@@ -59,6 +63,9 @@ class ResonanceCore(nn.Module):
         self.stages = nn.ModuleDict(
             {name: build() for name, build in make.items() if name in config.enabled_components}
         )
+        self.scales = nn.ParameterDict()
+        if config.fusion_mode == "residual":
+            self.scales.update({name: nn.Parameter(torch.full((width,), _START)) for name in self.stages})
         self.path = linear(width, width, generator)
         self.coherence_gate = GateStage(config, generator) if gates else None
 
@@ -86,10 +93,10 @@ class ResonanceCore(nn.Module):
     def _chained(self, z_TF: Tensor, scene: Scene) -> Tensor:
         y_TF, mode = z_TF, self.config.fusion_mode
         outputs_TF = []
-        for stage in self.stages.values():
+        for name, stage in self.stages.items():
             out_TF = stage(z_TF if mode == "parallel" else y_TF, scene)
             outputs_TF.append(out_TF)
-            y_TF = y_TF + out_TF if mode == "residual" else out_TF
+            y_TF = torch.addcmul(y_TF, self.scales[name], out_TF) if mode == "residual" else out_TF
         if mode == "parallel" and outputs_TF:
             y_TF = outputs_TF[0]
             for out_TF in outputs_TF[1:]:

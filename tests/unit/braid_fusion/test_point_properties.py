@@ -31,6 +31,8 @@ INJECTIONS = ("residual", "replace")
 # Matrix products of different heights add up in another order. Compared in float64: the weights of these tests are
 # many times those of a trained module, and in float32 phases of many radians would enlarge what rounding leaves.
 ROUNDING = 1e-9
+# Of a sum of a few shares in float32.
+SUM_ROUNDING = 1e-6
 
 every_strategy = pytest.mark.parametrize(("strategy", "options"), STRATEGIES, ids=str)
 every_injection = pytest.mark.parametrize("injection", INJECTIONS)
@@ -181,6 +183,6 @@ def test_metrics_are_tensors_that_carry_gradients(make_plan, states, trained, st
     assert metrics["update/code"].requires_grad
     if strategy not in ("mlp", "resonance"):
         shares = [metrics[f"weight/{name}"] for name in ("code", "prose.v2", "maths")]
-        assert 0.0 < float(sum(shares).detach()) <= 1.0 + ROUNDING
+        assert 0.0 < float(sum(shares).detach()) <= 1.0 + SUM_ROUNDING
     quiet = stack.fuse(0, states(6), FusionContext((6,), (0,), want_metrics=False)).metrics
     assert quiet == {}
