@@ -150,6 +150,19 @@ def test_python_as_the_readme_shows_it(
     assert capsys.readouterr().out.strip()
 
 
+def test_grafting_as_the_readme_shows_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {}
+    block(README, "Grafting", "python").run(namespace)
+    printed = capsys.readouterr().out
+    assert "To be, or not" in printed and "gate_coherence" in printed.splitlines()[-1]
+    assert (folder / "fusion_weights.safetensors").stat().st_size > 1000
+    model = namespace["model"]
+    assert any(bool(layer.out.weight.any()) for layer in model.fusion_layers.values())  # it was trained
+
+
 def test_generate_and_its_stream_as_the_documentation_shows_them(service: Service) -> None:
     answer = json.loads(service.curl(block(HTTP, "Generate", "bash")))
     shown = json.loads(block(HTTP, "Generate", "json").code)

@@ -79,12 +79,19 @@ RUN_HERE = {
     ("configuration.md", "Plain processes"),
     ("fusion.md", "A strategy of your own"),
     ("fusion.md", "Training"),
+    ("grafting.md", "On a model"),  # in test_docs_grafting.py, as the next
+    ("grafting.md", "Configurations"),
     ("http.md", "One shard"),
     ("training.md", "Grafted layers"),  # in test_docs_training.py, as the next
     ("training.md", "The trainer core"),
     ("stability.md", "One model by itself"),
 }
-RUN_END_TO_END = {("README.md", "gRPC"), ("README.md", "Python"), ("http.md", "gRPC")}
+RUN_END_TO_END = {
+    ("README.md", "gRPC"),
+    ("README.md", "Grafting"),
+    ("README.md", "Python"),
+    ("http.md", "gRPC"),
+}
 
 
 def blocks_under(path: Path, heading: str, language: str = "python") -> list[CodeBlock]:
