@@ -205,12 +205,21 @@ def _set(message: Any, name: str, value: Any, *, label: str = "") -> None:
             message.stop_token_ids.extend(value)
         elif name == "logit_bias":
             message.logit_bias.update(value)
-        elif name == "use_braiding" and value == "auto":
-            message.auto_braiding = True
+        elif name == "use_braiding":
+            _set_braiding(message, value)
         else:
             setattr(message, name, value)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidRequestError(f"{label or name}: got {_short(value)}: {error}") from None
+
+
+def _set_braiding(message: Any, value: object) -> None:
+    if isinstance(value, bool):
+        message.use_braiding = value
+    elif value == "auto":
+        message.auto_braiding = True
+    else:
+        raise InvalidRequestError(f"use_braiding: got {_short(value)}, expected True, False or 'auto'")
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -39,7 +39,8 @@ from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
 from braid_orchestrator.cli.main import app as command_line
 from braid_orchestrator.config.files import locate_files
-from braid_orchestrator.config.models import SECTIONS, BraidModel, parse_size
+from braid_orchestrator.config.kinds import parse_size
+from braid_orchestrator.config.models import SECTIONS, BraidModel
 from braid_orchestrator.config.presets import PRESETS
 from braid_orchestrator.config.schema import load_braid_config, parse_braid_config
 from braid_orchestrator.deciding import make_decider

@@ -1,18 +1,15 @@
 """What a braid's configuration may say: one pydantic model per section, frozen into `config`.
 
-Knows neither files nor the environment; `config_schema` reads those.
+Knows neither files nor the environment; `schema` reads those. What single values may be stands in `kinds`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     StrictFloat,
@@ -23,6 +20,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from braid_orchestrator.config.kinds import (
+    Braided,
+    Count,
+    Device,
+    Frames,
+    Name,
+    Quantization,
+    Seconds,
+    Size,
+)
 from braid_orchestrator.config.values import (
     FUSION,
     ORCHESTRATOR,
@@ -36,57 +43,11 @@ from braid_orchestrator.config.values import (
     StateConfig,
 )
 from braid_rpc.errors import ConfigError
-from braid_services.shard.config import ALIASES, ShardConfig
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
-_DEVICE = re.compile(r"^(cpu|mps|cuda(:\d+)?)$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-
-
-def parse_size(value: object) -> object:
-    """Bytes from a number or from text such as ``256MiB`` or ``1.5 GB``; anything else passes as it is."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.match(value)
-    if match is None or match[2].upper() not in _UNITS:
-        raise PydanticCustomError("size", "a size such as 256MiB, 2GB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _check_name(value: str) -> str:
-    if not _NAME.match(value):
-        raise PydanticCustomError(
-            "name", "letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        )
-    return value
-
-
-def _check_device(value: str) -> str:
-    if not _DEVICE.match(value):
-        raise PydanticCustomError("device", "cpu, mps, cuda or cuda:N")
-    return value
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True, ge=1)]
-Count = Annotated[StrictInt, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[StrictStr, AfterValidator(_check_name)]
+from braid_services.shard.config import ShardConfig
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-def _quantization_name(value: object) -> object:
-    """The guide's names, 8bit and 4bit, stand for ours; anything else passes as it is."""
-    return ALIASES.get(value, value) if isinstance(value, str) else value
-
-
-Quantization = Annotated[Literal["int8", "nf4"] | None, BeforeValidator(_quantization_name)]
-
-
-Frames = Literal["float32", "bfloat16", "float16", "int8"] | None
 
 
 class ShardModel(_Model):
@@ -95,7 +56,7 @@ class ShardModel(_Model):
     name: Name
     model: Annotated[StrictStr, Field(min_length=1, description="a local folder or a hub name")]
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: Annotated[StrictStr, AfterValidator(_check_device)] = "cpu"
+    device: Device = "cpu"
     threads: Annotated[StrictInt, Field(ge=0)] = 1
     cache_bytes: Size = 512 * 2**20
     block_tokens: Count = 64
@@ -163,15 +124,6 @@ class FusionModel(_Model):
     threads: Annotated[StrictInt, Field(ge=0)] = 1
     imports: tuple[StrictStr, ...] = ()
     frames: Frames = None
-
-
-def _check_braided(value: object) -> object:
-    if not isinstance(value, bool) and value != "auto":
-        raise PydanticCustomError("braided", "true, false or 'auto'")
-    return value
-
-
-Braided = Annotated[bool | Literal["auto"], BeforeValidator(_check_braided)]
 
 
 class BraidingModel(_Model):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from braid_orchestrator.config.kinds import Braided
 from braid_orchestrator.engine.requests import (
     GenerateRequest,
     RequestTimings,
@@ -28,7 +29,7 @@ Prompt = Annotated[
 
 
 UseBraidingField = Annotated[
-    bool | Literal["auto"] | None,
+    Braided | None,
     Field(
         description="false: one shard alone; auto: what is configured decides; null: the service's default"
     ),

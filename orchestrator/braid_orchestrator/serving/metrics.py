@@ -82,11 +82,24 @@ class MeteredService:
 
     async def decide(self, request: AskedT) -> AskedT:
         """As `BraidPort.decide`. Every request passes here once before it is answered."""
-        decided = await self._service.decide(request)
-        who = answered_by(decided, braid=self.name, anchor=self.describe().anchor)
+        operation = "generate" if isinstance(request, GenerateRequest) else "score"
+        log = self._log(operation, request)
+        began = time.perf_counter()
+        try:
+            decided = await self._service.decide(request)
+        except BraidError as error:
+            # It ends here: nobody is asked to answer it.
+            outcome = type(error).__name__
+            self._metrics.request_seconds.labels(operation, outcome).observe(time.perf_counter() - began)
+            log.write(outcome, error)
+            raise
+        description = self.describe()
+        who = answered_by(decided, braid=description.name, anchor=description.anchor)
         asked = request.use_braiding
         said_by = "request" if isinstance(asked, bool) else asked or "default"
-        self._metrics.answerers.labels(who, said_by).inc()
+        # A shard that the request made up is refused later, and must not leave a label of its own for ever.
+        if who == description.name or who in [shard.name for shard in description.shards]:
+            self._metrics.answerers.labels(who, said_by).inc()
         return decided
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
@@ -109,7 +122,8 @@ class MeteredService:
 
     def _log(self, operation: str, request: GenerateRequest | ScoreRequest) -> RequestLog:
         asked = request.shard or self.describe().anchor
-        return RequestLog(operation, self.name if request.use_braiding else asked, current_call())
+        model = asked if request.use_braiding is False else self.name
+        return RequestLog(operation, model, current_call())
 
     def text(self, shard: str | None = None) -> ShardText:
         """As `BraidPort.text`."""

@@ -103,6 +103,8 @@ def test_what_is_asked_is_what_arrives(connect: Callable[..., BraidClient]) -> N
         {"logit_bias": {"a": 1.0}},
         {"seed": 2**70},
         {"request_id": 5},
+        {"use_braiding": "maybe"},
+        {"use_braiding": 1},
     ],
 )
 def test_an_option_that_cannot_be_said_is_refused_by_name(

@@ -115,6 +115,8 @@ async def test_a_model_is_the_braid_or_one_shard_alone(
         ({"prompt": "x", "n": 0}, 400, "n", "got 0"),
         ({"prompt": "x", "stop": [""]}, 400, "stop", "not empty"),
         ({"prompt": "x", "shard": "left"}, 400, "shard", "use_braiding"),
+        ({"prompt": "x", "use_braiding": 1}, 400, "use_braiding", "got 1, expected true, false or 'auto'"),
+        ({"prompt": "x", "use_braiding": "no"}, 400, "use_braiding", "'no', expected true, false or 'auto'"),
         ({"prompt": "x", "model": "left", "use_braiding": True}, 400, "use_braiding", "'left'"),
         ({"prompt": "x", "model": "middle"}, 404, None, "got 'middle', expected 'pair'"),
     ],

@@ -15,7 +15,7 @@ from braid_orchestrator.engine.requests import GenerateRequest, SamplingOptions,
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_orchestrator.serving.point_watch import PointWatch
 from braid_orchestrator.serving.service import BraidDescription, BraidService
-from braid_rpc.errors import ContextLengthError, UnavailableError
+from braid_rpc.errors import ContextLengthError, NoDeciderError, UnavailableError
 from braid_rpc.fusion_client import PointMetrics
 
 from ..fake_service import FakeService, shard_card
@@ -202,3 +202,26 @@ async def test_who_answers_is_counted_once_per_request_with_what_said_so() -> No
     }
     for (who, said_by), count in counted.items():
         assert figures[key("braid_answerers_total", answered_by=who, said_by=said_by)] == count
+
+
+async def test_a_shard_that_a_request_made_up_gets_no_figure_of_its_own() -> None:
+    """Else whoever asks could fill the memory of the service and of whatever scrapes it."""
+    metered = MeteredService(FakeService())
+    for shard in ("poems", "plays"):
+        await metered.decide(GenerateRequest("x", use_braiding=False, shard=shard))
+    assert b"poems" not in metered.render_metrics()
+
+
+@pytest.mark.parametrize("request_", [GenerateRequest("x", use_braiding="auto"), ScoreRequest("x", "auto")])
+async def test_a_request_that_nobody_could_decide_is_counted_and_logged_as_refused(
+    request_: GenerateRequest | ScoreRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    metered = MeteredService(FakeService())
+    operation = "generate" if isinstance(request_, GenerateRequest) else "score"
+    with caplog.at_level("INFO"), pytest.raises(NoDeciderError):
+        await metered.decide(request_)
+    (record,) = caplog.records
+    assert (record.message, record.operation, record.model) == ("request refused", operation, "pair")  # type: ignore[attr-defined]
+    figures = read(metered)
+    labels = {"operation": operation, "outcome": "NoDeciderError"}
+    assert figures[key("braid_request_seconds_count", **labels)] == 1
