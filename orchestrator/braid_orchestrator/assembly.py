@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from braid_fusion.plan import BraidPlan, PlanPoint, PlanReadout, PlanShard
 from braid_fusion.strategies import place_points
+from braid_orchestrator.config.presets import DEPTHS, depths_within
 from braid_orchestrator.config.values import BraidConfig, PointConfig
-from braid_orchestrator.deciding import Deciding, make_decider
+from braid_orchestrator.deciding import Deciding, make_decider, model_hashes
 from braid_orchestrator.engine.engine import Engine
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.local import LocalFusion, LocalShard
@@ -105,7 +106,7 @@ def _assemble(
     try:
         plan = resolve_plan(config, [shard.card for shard in shards])
         fusion.prepare(plan)
-        decider = make_decider(config.braiding, [shard.card.name for shard in shards])
+        decider = make_decider(config.braiding, model_hashes([shard.card for shard in shards]))
         lanes = Lanes(plan, [shard.card for shard in shards], lambda shard: shards[shard].tokenizer_json())
         max_message_bytes = min(shard.max_message_bytes for shard in config.shards)
         texts = [
@@ -138,7 +139,7 @@ def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:
         raise ConfigError(f"anchor: got {config.anchor!r}, expected one of {', '.join(names)}")
     anchor = names.index(config.anchor)
     points = sorted(
-        (_resolve_point(index, point, cards, anchor) for index, point in enumerate(config.points)),
+        (_resolve_point(index, point, cards, anchor) for index, point in _given(config, cards[anchor])),
         key=lambda point: point.layers[anchor],
     )
     _check_order(points, names)
@@ -154,6 +155,16 @@ def resolve_plan(config: BraidConfig, cards: Sequence[ShardCard]) -> BraidPlan:
         readout=PlanReadout(config.readout.kind, dict(config.readout.options)),
         seed=config.seed,
     )
+
+
+def _given(config: BraidConfig, anchor: ShardCard) -> list[tuple[int, PointConfig]]:
+    """The points with their numbers. What a preset put at several depths of one layer, where the anchor has too few
+    of them, stands there once."""
+    points = list(enumerate(config.points))
+    alike = all(replace(point, at=config.points[0].at) == config.points[0] for point in config.points)
+    if config.preset is None or not alike or [point.at for point in config.points] != list(DEPTHS):
+        return points
+    return [(index, point) for index, point in points if point.at in depths_within(anchor.num_layers)]
 
 
 def _resolve_point(index: int, point: PointConfig, cards: Sequence[ShardCard], anchor: int) -> PlanPoint:

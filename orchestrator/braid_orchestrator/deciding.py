@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from braid_fusion.deciding import Answerer, DecisionClassifier, Predicate, find_predicate, load_classifier
+from braid_fusion.differences import differences
 from braid_fusion.errors import FusionError
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.config.values import BraidingConfig
 from braid_orchestrator.engine.requests import GenerateRequest, ScoreRequest, UseBraiding
+from braid_rpc.cards import ShardCard
 from braid_rpc.errors import BraidError, ConfigError, NoDeciderError
 from braid_services.fusion.main import import_modules
 
@@ -74,11 +76,14 @@ class Deciding:
         return answerer
 
 
-def make_decider(config: BraidingConfig, shards: Sequence[str]) -> Predicate | None:
+def make_decider(config: BraidingConfig, model_hashes: Mapping[str, str]) -> Predicate | None:
     """What decides: the predicate of that name, or the classifier in that folder; None where nothing is configured.
 
+    Args:
+        model_hashes: of the shards, by name.
+
     Raises: ConfigError for a predicate that is not registered, or a classifier that is not there, is damaged, or
-        decides between other shards.
+        decides between other shards or other models.
     """
     import_modules(config.imports, "braiding.imports")
     if config.decide is None:
@@ -86,20 +91,31 @@ def make_decider(config: BraidingConfig, shards: Sequence[str]) -> Predicate | N
     try:
         if "/" not in config.decide:
             return find_predicate(config.decide)
-        return classifier_of(load_classifier(Path(config.decide).expanduser()), shards, config.margin)
+        return classifier_of(load_classifier(Path(config.decide).expanduser()), model_hashes, config.margin)
     except FusionError as error:
         raise ConfigError(f"braiding.decide: {error}") from error
 
 
+def model_hashes(cards: Sequence[ShardCard]) -> dict[str, str]:
+    """The hash of each shard's model, by the shard's name."""
+    return {card.name: card.model_hash for card in cards}
+
+
 def classifier_of(
-    classifier: DecisionClassifier, shards: Sequence[str], margin: float | None = None
+    classifier: DecisionClassifier, model_hashes: Mapping[str, str], margin: float | None = None
 ) -> Predicate:
-    """A classifier as a predicate for these shards. ``margin`` None: its own. Raises: ConfigError."""
-    unknown = [one for one in classifier.answerers if isinstance(one, str) and one not in shards]
+    """A classifier as a predicate for the shards with these hashes. ``margin`` None: its own. Raises: ConfigError."""
+    unknown = [one for one in classifier.answerers if isinstance(one, str) and one not in model_hashes]
     if unknown:
         raise ConfigError(
             f"braiding.decide: got a classifier that decides for {unknown[0]!r}, expected shards among: "
-            f"{', '.join(shards)}"
+            f"{', '.join(model_hashes)}"
+        )
+    learned = classifier.model_hashes
+    unlike = differences(learned, dict(model_hashes), "this braid", "the classifier has") if learned else []
+    if unlike:
+        raise ConfigError(
+            f"braiding.decide: the classifier was trained for other models: {'; '.join(unlike)}"
         )
     if margin is not None:
         classifier.margin = margin

@@ -347,7 +347,7 @@ def test_the_deciders_that_are_shown_decide(demo_folder: Path, monkeypatch: pyte
     settings = yaml.safe_load(DEPLOY.read_text(encoding="utf-8"))["applications"][0]["args"]
     for shown in blocks_under(braiding, "A classifier", "yaml"):
         config = locate_files(parse_braid_config(settings | yaml.safe_load(shown.code)))
-        assert make_decider(config.braiding, ["code", "prose"]) is not None
+        assert make_decider(config.braiding, {"code": "", "prose": ""}) is not None
 
 
 # --- HTTP and gRPC ------------------------------------------------------------------------------------------

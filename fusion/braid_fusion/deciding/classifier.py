@@ -5,7 +5,7 @@ Letters: B texts, N features, A answerers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,15 @@ class DecisionClassifier(nn.Module):
     """
 
     def __init__(
-        self, answerers: Sequence[Answerer], num_features: int = 4096, *, margin: float = 0.0
+        self,
+        answerers: Sequence[Answerer],
+        num_features: int = 4096,
+        *,
+        margin: float = 0.0,
+        model_hashes: Mapping[str, str] | None = None,
     ) -> None:
-        """``answerers`` are different; False stands for the anchor, as do predicates' answers.
+        """``answerers`` are different; False stands for the anchor, as do predicates' answers. ``model_hashes``:
+        of the shards that it learned to decide between, by name; None: of any.
 
         Raises: DeciderError.
         """
@@ -47,6 +53,7 @@ class DecisionClassifier(nn.Module):
         self.answerers = tuple(answerers)
         self.num_features = num_features
         self.margin = margin
+        self.model_hashes = dict(model_hashes or {})
         self.scores = zero_linear(num_features, len(answerers))
 
     def forward(self, features_BN: Tensor) -> Tensor:
@@ -81,6 +88,7 @@ def train_classifier(
     decay: float = 1e-4,
     max_steps: int = 200,
     margin: float = 0.0,
+    model_hashes: Mapping[str, str] | None = None,
 ) -> DecisionClassifier:
     """Fit a classifier to who should have answered each text.
 
@@ -88,7 +96,7 @@ def train_classifier(
 
     Args:
         decay: pulls the weights to zero, ½ · decay · ‖W‖².
-        margin: of `DecisionClassifier`.
+        margin, model_hashes: of `DecisionClassifier`.
 
     Raises: DeciderError for no texts, or another number of answers.
     """
@@ -97,7 +105,7 @@ def train_classifier(
             f"training: got {len(texts)} texts and {len(answers)} answers, expected as many of both, and any"
         )
     answerers = sorted(set(answers), key=lambda one: (isinstance(one, str), str(one)))
-    classifier = DecisionClassifier(answerers, num_features, margin=margin)
+    classifier = DecisionClassifier(answerers, num_features, margin=margin, model_hashes=model_hashes)
     features_BN = features_of(texts, num_features)
     targets_B = torch.tensor([answerers.index(one) for one in answers])
     optimiser = torch.optim.LBFGS(

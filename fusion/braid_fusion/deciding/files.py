@@ -42,6 +42,7 @@ def save_classifier(
         "answerers": list(classifier.answerers),
         "num_features": classifier.num_features,
         "margin": classifier.margin,
+        "shard_hashes": classifier.model_hashes,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "training": dict(training_record or {}),
     }
@@ -63,7 +64,9 @@ def load_classifier(folder: Path | str) -> DecisionClassifier:
             f"{folder / WEIGHTS_FILE}: got SHA-256 {found[:16]}…, expected {card['weights_sha256'][:16]}…"
         )
     try:
-        classifier = DecisionClassifier(card["answerers"], card["num_features"], margin=card["margin"])
+        classifier = DecisionClassifier(
+            card["answerers"], card["num_features"], margin=card["margin"], model_hashes=card["shard_hashes"]
+        )
         classifier.load_state_dict(load_tensors(data))
     except (SafetensorError, RuntimeError, DeciderError) as error:
         raise CorruptWeights(f"{folder}: not what its card says: {error}") from error
@@ -79,7 +82,13 @@ def read_classifier_card(folder: Path | str) -> dict[str, Any]:
         raise UnknownWeights(f"classifier: no {CARD_FILE} in {folder}") from None
     except (OSError, ValueError) as error:
         raise CorruptWeights(f"{path}: cannot be read: {error}") from error
-    types = {"answerers": list, "num_features": int, "margin": int | float, "weights_sha256": str}
+    types = {
+        "answerers": list,
+        "num_features": int,
+        "margin": int | float,
+        "shard_hashes": dict,
+        "weights_sha256": str,
+    }
     if not isinstance(card, dict) or card.get("kind") != KIND or card.get("format") != FORMAT:
         raise CorruptWeights(f"{path}: not the card of a {KIND} of format {FORMAT}")
     wrong = sorted(name for name, kind in types.items() if not isinstance(card.get(name), kind))

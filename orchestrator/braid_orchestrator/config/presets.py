@@ -30,6 +30,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def depths_within(num_layers: int) -> tuple[float, ...]:
+    """Those of `DEPTHS` that are different layers of an anchor with so many; of several at one layer the nearest."""
+    nearest: dict[int, float] = {}
+    for depth in DEPTHS:
+        layer = min(max(round(depth * num_layers), 1), num_layers - 1)
+        if layer not in nearest or abs(depth * num_layers - layer) < abs(nearest[layer] * num_layers - layer):
+            nearest[layer] = depth
+    return tuple(nearest.values())
+
+
 def with_preset(settings: Mapping[str, Any], name: object) -> dict[str, Any]:
     """Settings of a braid, completed from the preset of that name. Whatever they say themselves stays: ``points`` and
     ``readout`` as a whole, ``braiding`` key by key. An unknown name changes nothing: validation tells it."""

@@ -19,7 +19,7 @@ from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig, PointConfig
-from braid_orchestrator.deciding import Deciding, classifier_of, make_decider
+from braid_orchestrator.deciding import Deciding, classifier_of, make_decider, model_hashes
 from braid_orchestrator.engine.requests import (
     Event,
     GenerateRequest,
@@ -127,7 +127,7 @@ class BraidedLLM:
     def _start(self, models: list[ModelWrapper], config: BraidConfig) -> None:
         self.models = models
         self.config = config
-        self.decide = make_decider(config.braiding, [model.name for model in models])
+        self.decide = make_decider(config.braiding, model_hashes([backend.card for backend in self.backends]))
         self._engine: InProcessBraid | None = None
         self._use(self._new_stack())
 
@@ -287,7 +287,7 @@ class BraidedLLM:
     def _deciding(self) -> Deciding:
         decider = self.decide
         if isinstance(decider, DecisionClassifier):
-            decider = classifier_of(decider, [model.name for model in self.models])
+            decider = classifier_of(decider, model_hashes([backend.card for backend in self.backends]))
         anchor = self.models[self.plan.anchor]
         return Deciding(self.plan, anchor.decode, self.config.braiding.default, decider)
 

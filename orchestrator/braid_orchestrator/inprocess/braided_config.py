@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from braid_fusion.strategies import register_strategy
-from braid_orchestrator.config.presets import DEPTHS, PRESETS, Preset
+from braid_orchestrator.config.presets import PRESETS, Preset, depths_within
 from braid_orchestrator.config.values import BraidConfig, BraidingConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.engine.requests import UseBraiding
 from braid_orchestrator.inprocess.model_wrapper import ModelWrapper
@@ -116,7 +116,7 @@ def _layers(
     if layers is not None:
         return layers
     depth = next((model.num_layers for model in models if model.name == anchor), 1)
-    return sorted({min(max(round(depth * at), 1), depth - 1) for at in DEPTHS})
+    return depths_within(depth)
 
 
 def _per_layer(strategy: Strategy | Sequence[Strategy], layers: Sequence[int | float]) -> Sequence[Strategy]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from braid_fusion.deciding import DecisionClassifier, cheapest_answers, train_classifier
+from braid_orchestrator.deciding import model_hashes
 from braid_orchestrator.inprocess.measuring import measure_answerers
 from braid_services.fusion.translation import braid_errors
 
@@ -24,4 +25,5 @@ def train_decider(
     """
     with braid_errors():
         answers = cheapest_answers(measure_answerers(braided, texts), margin)
-        return train_classifier(texts, answers, num_features=num_features)
+        hashes = model_hashes([backend.card for backend in braided.backends])
+        return train_classifier(texts, answers, num_features=num_features, model_hashes=hashes)

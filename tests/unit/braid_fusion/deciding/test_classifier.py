@@ -119,11 +119,14 @@ def test_the_best_shard_answers_unless_the_braid_gains_the_margin() -> None:
 
 def test_saved_classifiers_come_back(tmp_path: Path) -> None:
     texts = ["def f(): pass", "a plain sentence", "import os"]
-    classifier = train_classifier(texts, ["left", True, False], num_features=128, margin=0.2)
+    classifier = train_classifier(
+        texts, ["left", True, False], num_features=128, margin=0.2, model_hashes={"left": "ab"}
+    )
     save_classifier(classifier, tmp_path / "decider", {"texts": 3})
     save_classifier(classifier, tmp_path / "decider", {"texts": 3})  # in the place of the first
     loaded = load_classifier(tmp_path / "decider")
     assert (loaded.answerers, loaded.num_features, loaded.margin) == ((False, True, "left"), 128, 0.2)
+    assert loaded.model_hashes == {"left": "ab"}
     assert torch.equal(loaded.probabilities(texts), classifier.probabilities(texts))
     assert json.loads((tmp_path / "decider" / "card.json").read_text())["training"] == {"texts": 3}
 
@@ -145,6 +148,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ({"answerers": [1, 2]}, "not what its card says"),
         ({"num_features": 2**40}, "num_features"),
         ({"num_features": "8"}, "num_features"),
+        ({"shard_hashes": None}, "shard_hashes"),
         ({"kind": "weights"}, "decision classifier"),
     ):
         card.write_text(json.dumps(told | change))

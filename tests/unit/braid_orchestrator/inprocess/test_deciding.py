@@ -87,6 +87,13 @@ def test_what_was_measured_is_learned(wrappers: list[ModelWrapper], tmp_path: Pa
         with pytest.raises(InvalidRequestError, match="of one token"):
             train_decider(braided, ["a"])
         save_classifier(braided.decide, tmp_path / "decider")
+    others = [wrappers[0], ModelWrapper.from_backend(tiny_backend("right", 3, width=48, num_layers=4))]
+    hashes = [models[1].backend.card.model_hash for models in (wrappers, others)]
+    told = (
+        rf"trained for other models: right: the classifier has '{hashes[0]}', this braid has '{hashes[1]}'$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        make(others, decide=f"{tmp_path}/decider")
     with make(wrappers, decide=f"{tmp_path}/decider") as again:
         assert [again.complete(text, 1, "auto").answered_by for text in texts] == [
             one.answered_by for one in decided

@@ -6,7 +6,9 @@ import pytest
 from models import tiny_backend
 
 from braid_orchestrator import BraidedLLM, ModelWrapper
+from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.presets import PRESETS
+from braid_orchestrator.config.schema import parse_braid_config
 from braid_rpc.errors import ConfigError
 
 
@@ -29,6 +31,25 @@ def test_every_preset_answers(wrappers: list[ModelWrapper], name: str) -> None:
         alone = braided.complete("any text", 6, use_braiding=False, ignore_eos=True)
         # Untrained, the large model of a braid of sizes is not disturbed.
         assert name != "size" or found.text == alone.text
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(2, [(1, 3)]), (3, [(1, 2), (2, 4)]), (7, [(2, 2), (4, 3), (5, 4)])]
+)
+def test_a_file_and_a_notebook_make_the_same_points_of_a_preset(
+    name: str, depth: int, layers: list[tuple[int, int]]
+) -> None:
+    """Weights trained in one fit the other. An anchor of few layers has fewer points, not two at one layer."""
+    models = [
+        ModelWrapper.from_backend(tiny_backend("large", 1, width=32, num_layers=depth)),
+        ModelWrapper.from_backend(tiny_backend("small", 2, width=32, num_layers=6)),
+    ]
+    shards = [{"name": model.name, "model": "."} for model in models]
+    config = parse_braid_config({"anchor": "large", "preset": name, "shards": shards})
+    plan = resolve_plan(config, [model.backend.card for model in models])
+    assert [point.layers for point in plan.points] == layers
+    assert plan.points == BraidedLLM(models, preset=name).plan.points
 
 
 def test_sizes_send_what_the_small_one_knows_to_the_large_one(wrappers: list[ModelWrapper]) -> None:
