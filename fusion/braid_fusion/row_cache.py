@@ -17,7 +17,7 @@ class RowCache:
     """Named buffers of rows, one row per position of the session.
 
     A strategy appends its rows of each call under its own names and gets all rows so far. Made for inference:
-    buffers are written in place, so no gradient flows through them.
+    buffers are written in place. Rows that carry gradient are joined anew each time instead, and carry it on.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,15 @@ class RowCache:
         length = self._lengths.get(name, 0)
         end = length + rows_T.shape[0]
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape[0] < end:
+        if rows_T.requires_grad or (buffer is not None and buffer.requires_grad):
+            whole = rows_T if buffer is None else torch.cat([buffer[:length], rows_T])
+            self._buffers[name], self._lengths[name] = whole, end
+            return whole
+        if (
+            buffer is None
+            or buffer.shape[0] < end
+            or (buffer.is_inference() and not torch.is_inference_mode_enabled())
+        ):
             grown = rows_T.new_empty((max(_FIRST_CAPACITY, 2 * length, end), *rows_T.shape[1:]))
             if buffer is not None:
                 grown[:length] = buffer[:length]

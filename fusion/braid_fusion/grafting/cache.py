@@ -28,7 +28,9 @@ class GraftRows(DummyLayer):  # type: ignore[misc]
     ``num_positions`` those of the batch, padding included. To transformers it is a layer without keys.
     """
 
-    is_compileable = False
+    # As the class above has it: of a cache of fixed size whose layers don't all say so, transformers believes that a
+    # step without padding needs no mask, and the step then attends to the places that are not filled yet.
+    is_compileable = True
 
     def __init__(self, owner: int) -> None:
         super().__init__()

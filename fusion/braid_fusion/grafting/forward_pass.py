@@ -33,7 +33,7 @@ class ForwardPass:
     ) -> None:
         self.cache, self.rows = cache, rows
         self.row_metrics: dict[int, dict[str, Tensor]] = {}
-        self.sums_N: dict[int, Tensor] = {}
+        self.sums_N: dict[int, tuple[Tensor, Tensor]] = {}  # of each row before and behind a layer
         self.shape: tuple[int, int] | None = None
         self.mark = None if cache is None else CacheMark(cache)
         self._mask = attention_mask

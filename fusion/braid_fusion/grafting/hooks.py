@@ -93,11 +93,13 @@ class Grafts:
         if not running.present:
             return None
         grafted: Any = self.fusion_layers[key]
-        fused = grafted.fuse(running.pack(hidden_BTD), running.context(layer_idx))
+        packed_ND = running.pack(hidden_BTD)
+        fused = grafted.fuse(packed_ND, running.context(layer_idx))
         if fused.row_metrics:
             running.row_metrics[layer_idx] = fused.row_metrics
         if self.check_finite:
-            running.sums_N[layer_idx] = _row_sums(fused.hidden_TD)
+            # What comes in as well: a layer that looks back may carry NaN to earlier rows, as 0 · NaN is NaN.
+            running.sums_N[layer_idx] = (_row_sums(packed_ND), _row_sums(fused.hidden_TD))
         changed_BTD = running.unpack(hidden_BTD, fused.hidden_TD)
         return (changed_BTD, *output[1:]) if isinstance(output, tuple) else changed_BTD
 
@@ -134,18 +136,19 @@ class Grafts:
         self.forget_caches()
 
     def _refuse_non_finite(self, running: ForwardPass) -> None:
-        sums = list(running.sums_N.values())
-        total_N = sums[0]
-        for sums_N in sums[1:]:
-            total_N = total_N + sums_N.to(total_N.device)
+        behind = [after_N for _, after_N in running.sums_N.values()]
+        total_N = behind[0]
+        for after_N in behind[1:]:
+            total_N = total_N + after_N.to(total_N.device)
         if bool(total_N.isfinite().all()):
             return
-        for layer_idx, sums_N in running.sums_N.items():
-            wrong = (~sums_N.isfinite()).nonzero().flatten().tolist()
-            if wrong:
-                sequence, position = running.place(wrong[0])
-                running.give_up_all()
-                raise NonFiniteStateError(layer_idx, sequence, position, len(wrong))
+        for layer_idx, sums in running.sums_N.items():
+            for sums_N in sums:
+                wrong = (~sums_N.isfinite()).nonzero().flatten().tolist()
+                if wrong:
+                    sequence, position = running.place(wrong[0])
+                    running.give_up_all()
+                    raise NonFiniteStateError(layer_idx, sequence, position, len(wrong))
 
 
 def _row_sums(hidden_ND: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ Letters: B sequences, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from braid_fusion.errors import GraftConfigError
@@ -111,7 +112,7 @@ class ResonanceWrapper(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's ``generate``, which runs the very forward that training runs."""
-        return self.base_model.generate(*args, **_uncompiled(kwargs))
+        return self.base_model.generate(*args, **_uncompiled(kwargs, self.base_model.generation_config))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -223,14 +224,18 @@ class ResonanceWrapper(nn.Module):
             return getattr(self.base_model, name)
 
 
-def _uncompiled(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _uncompiled(kwargs: dict[str, Any], own: Any) -> dict[str, Any]:
     """Transformers compiles the forward by itself where the cache has a fixed size; hooks don't go into that."""
-    if kwargs.get("cache_implementation") is None and kwargs.get("generation_config") is None:
-        return kwargs
     given = kwargs.get("generation_config")
+    told = [
+        kwargs.get("cache_implementation"),
+        *(getattr(of, "cache_implementation", None) for of in (given, own)),
+    ]
+    cache = kwargs.get("past_key_values")
+    if not any(told) and (cache is None or isinstance(cache, DynamicCache)):
+        return kwargs
     if given is None:
         return {**kwargs, "disable_compile": True}
-    if given.cache_implementation is None and kwargs.get("cache_implementation") is None:
-        return kwargs
-    given = given.__class__.from_dict({**given.to_dict(), "disable_compile": True})
+    given = copy.deepcopy(given)
+    given.disable_compile = True
     return {**kwargs, "generation_config": given}

@@ -161,12 +161,37 @@ def test_the_prompt_lookup_and_an_assistant_crop_the_rows_too(back: ResonanceWra
     assert torch.equal(back.generate(ids, assistant_model=assistant, **options), expected)
 
 
-def test_a_cache_of_fixed_size_works_too(back: ResonanceWrapper) -> None:
+@pytest.mark.parametrize("mask", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])
+def test_a_cache_of_fixed_size_works_too(back: ResonanceWrapper, mask: Tensor) -> None:
+    """Without padding transformers leaves the mask out where it may, and the places not filled yet need one."""
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
     ids = ids_of(2, 11)
-    expected = back.generate(ids, attention_mask=PADDED, **options)
-    got = back.generate(ids, attention_mask=PADDED, cache_implementation="static", **options)
+    expected = back.generate(ids, attention_mask=mask, **options)
+    got = back.generate(ids, attention_mask=mask, cache_implementation="static", **options)
     assert torch.equal(got, expected)
+    back.generation_config.cache_implementation = "static"
+    assert torch.equal(back.generate(ids, attention_mask=mask, **options), expected)
+
+
+def test_a_cache_filled_in_inference_mode_or_with_gradients_goes_on(back: ResonanceWrapper) -> None:
+    ids = ids_of(2, 11)
+    with torch.no_grad():
+        whole = back(input_ids=ids, use_cache=False).logits
+    with torch.inference_mode():
+        cache = back(input_ids=ids[:, :6]).past_key_values
+    with torch.no_grad():
+        assert_close(back(input_ids=ids[:, 6:], past_key_values=cache).logits, whole[:, 6:])
+    gradients = []
+    for split in (11, 6):
+        back.zero_grad()
+        first = back(input_ids=ids[:, :split])
+        parts = [first.logits]
+        if split < 11:
+            parts.append(back(input_ids=ids[:, split:], past_key_values=first.past_key_values).logits)
+        torch.cat(parts, 1).square().mean().backward()
+        gradients.append([parameter.grad for parameter in back.fusion_parameters()])
+    for left, right in zip(*gradients, strict=True):
+        assert_close(right, left)
 
 
 def test_rows_live_in_the_cache_and_follow_it(back: ResonanceWrapper) -> None:

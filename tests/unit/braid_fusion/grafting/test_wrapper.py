@@ -230,6 +230,26 @@ def test_generation_stops_at_nan_and_goes_on_afterwards() -> None:
     assert torch.isnan(logits(wrapper, ids_of(1, 9))).any()
 
 
+@pytest.mark.parametrize("layer_idx", [0, 2])
+def test_nan_that_the_model_itself_made_is_named_where_it_is(layer_idx: int) -> None:
+    """Components that look back would carry it to earlier positions: what they leave out is 0 times NaN."""
+    wrapper = graft(make_model("llama"), 0, 2, looking_back=False)
+    ids, mask = ids_of(2, 9), torch.tensor([[1] * 9, [0, 0] + [1] * 7])
+
+    def spoil(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[1, 6, 3] = torch.inf
+        return output
+
+    handle = wrapper.base_model.model.layers[layer_idx].mlp.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteStateError) as error:
+        logits(wrapper, ids, attention_mask=mask)
+    assert (error.value.layer_idx, error.value.sequence, error.value.position) == (layer_idx, 1, 6)
+    assert "(1 position" in str(error.value)
+    handle.remove()
+    logits(wrapper, ids, attention_mask=mask)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_call_that_fails_in_between_leaves_no_rows(error: type[BaseException]) -> None:
     wrapper = graft(make_model("llama"), 0)
