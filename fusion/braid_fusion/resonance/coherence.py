@@ -26,13 +26,17 @@ _FLOOR = 1e-20
 
 def masses(states_PA: Tensor) -> Tensor:
     """(..., P): each prime's share q of a state (..., P, A); evenly spread for the zero state. At least float32."""
-    mass_P = _squared(states_PA)
+    mass_P = squared(states_PA)
     return mass_P / mass_P.sum(-1, keepdim=True)
 
 
 def entropy(states_PA: Tensor) -> Tensor:
     """(...,): S in bits, from 0 to log₂ P. At least float32. Independent of the state's scale."""
-    mass_P = _squared(states_PA)
+    return entropy_of(squared(states_PA))
+
+
+def entropy_of(mass_P: Tensor) -> Tensor:
+    """`entropy` where the squared moduli are at hand: (..., P) as `squared` gives them, to (...,) in bits."""
     total = mass_P.sum(-1)
     # S = log M − Σ m log m / M: neither a division per prime nor the logarithm of a zero.
     return (total.log() - torch.xlogy(mass_P, mass_P).sum(-1) / total) * (1.0 / math.log(2.0))
@@ -48,7 +52,11 @@ def coherence_from_entropy(entropy_bits: Tensor, num_primes: int) -> Tensor:
     return (1.0 - entropy_bits * (1.0 / math.log2(num_primes))).clamp(0.0, 1.0)
 
 
-def _squared(states_PA: Tensor) -> Tensor:
+def squared(states_PA: Tensor) -> Tensor:
+    """(..., P): each amplitude's squared modulus, a little above zero for the zero state. At least float32.
+
+    Raises: FusionShapeError unless the states are (..., P, A) with at least 2 primes.
+    """
     if states_PA.dim() < 2 or states_PA.shape[-2] < 2:
         raise FusionShapeError(
             f"got prime states of shape {tuple(states_PA.shape)}, expected (..., P, A) with at least 2 primes"

@@ -32,7 +32,7 @@ def order_parameter(phases_N: Tensor) -> Tensor:
 
 def order_of(cos_N: Tensor, sin_N: Tensor) -> Tensor:
     """`order_parameter` where cosines and sines are at hand."""
-    return _field(cos_N, sin_N)[2].squeeze(-1)
+    return _field(cos_N, sin_N)[2].squeeze(-1) * (1.0 / cos_N.shape[-1])
 
 
 def simulate(
@@ -43,7 +43,7 @@ def simulate(
     num_steps: int,
     order: int = 2,
 ) -> Tensor:
-    """Phases (..., N) after ``num_steps`` of length ``dt``, not reduced to a turn.
+    """Phases (..., N) after ``num_steps`` of length ``dt``, up to whole turns.
 
     Args:
         phases_N: at the start, radians, float32 or float64; each leading index is a system of its own.
@@ -60,45 +60,44 @@ def simulate(
         for _ in range(num_steps):
             phases_N = _runge_kutta(phases_N, frequencies_N, coupling, dt)
         return phases_N
-    whole, half = 0.5 * dt * coupling, 0.25 * dt * coupling
-    turn_N, half_turn_N = dt * frequencies_N, 0.5 * dt * frequencies_N
-    one = phases_N.new_ones(())
+    # K t / 2 over N: the field's length comes as a sum.
+    gain = (0.5 * dt / phases_N.shape[-1]) * coupling
+    turn_N = dt * frequencies_N
     if order == 1:
         for _ in range(num_steps):
             cos_N, sin_N = phases_N.cos(), phases_N.sin()
-            pulled_N = _pulled(cos_N, sin_N, _strength(cos_N, sin_N, whole), one)
-            phases_N = torch.sub(phases_N + turn_N, pulled_N, alpha=2.0)
+            phases_N = _pulled(phases_N, cos_N, sin_N, _pull(cos_N, sin_N, gain)) + turn_N
         return phases_N
+    half_gain, half_turn_N = 0.5 * gain, 0.5 * turn_N
     for _ in range(num_steps):
         # Half of the rotation on either side of the pull: a symmetric splitting, with the field of the middle.
         start_N = phases_N + half_turn_N
         cos_N, sin_N = start_N.cos(), start_N.sin()
-        trial_N = _pulled(cos_N, sin_N, _strength(cos_N, sin_N, half), one)
-        middle_N = torch.sub(start_N, trial_N, alpha=2.0)
-        pulled_N = _pulled(cos_N, sin_N, _strength(middle_N.cos(), middle_N.sin(), whole), one)
-        phases_N = torch.sub(start_N + half_turn_N, pulled_N, alpha=2.0)
+        middle_N = _pulled(start_N, cos_N, sin_N, _pull(cos_N, sin_N, half_gain))
+        phases_N = _pulled(start_N, cos_N, sin_N, _pull(middle_N.cos(), middle_N.sin(), gain)) + half_turn_N
     return phases_N
 
 
 def _field(cos_N: Tensor, sin_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Re Z, Im Z and r, (..., 1) each. The nudge gives the square root a gradient where all cancel."""
-    re, im = cos_N.mean(-1, keepdim=True) + 1e-12, sin_N.mean(-1, keepdim=True)
+    """N Re Z, N Im Z and N r, (..., 1) each. The nudge gives the square root a gradient where all cancel."""
+    re, im = cos_N.sum(-1, keepdim=True) + 1e-12, sin_N.sum(-1, keepdim=True)
     return re, im, torch.hypot(re, im)
 
 
-def _strength(cos_N: Tensor, sin_N: Tensor, half_gain: Tensor | float) -> tuple[Tensor, Tensor]:
-    """w, both parts (..., 1), of the pull that the field of these oscillators exerts; ``half_gain`` is K t / 2."""
-    re, im, r = _field(cos_N, sin_N)
-    length = torch.tanh(r * half_gain) / r
-    return re * length, im * length
+def _pull(cos_N: Tensor, sin_N: Tensor, gain: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """The field of these oscillators, as N Re Z and N Im Z, and the length that makes w of it, (..., 1) each.
+
+    ``gain`` is K t / (2 N)."""
+    re, im, sum_length = _field(cos_N, sin_N)
+    return re, im, torch.tanh(sum_length * gain) / sum_length
 
 
-def _pulled(cos_N: Tensor, sin_N: Tensor, w: tuple[Tensor, Tensor], one: Tensor) -> Tensor:
-    """Half of the angle that the pull takes away: (z + w) / (1 + w̄ z) = z · d̄ / d with d = 1 + w̄ z, so arg d."""
-    re, im = w
-    real_N = torch.addcmul(torch.addcmul(one, re, cos_N), im, sin_N)
-    imaginary_N = torch.addcmul(re * sin_N, im, cos_N, value=-1.0)
-    return torch.atan2(imaginary_N, real_N)
+def _pulled(phases_N: Tensor, cos_N: Tensor, sin_N: Tensor, pull: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Phases after the pull: 1 + w̄ z = z · conj(z + w) on the circle, so z ↦ z̄ (z + w) / conj(z + w), an angle of
+    2 arg(z + w) − θ."""
+    re, im, length = pull
+    towards_N = torch.atan2(torch.addcmul(sin_N, im, length), torch.addcmul(cos_N, re, length))
+    return torch.lerp(phases_N, towards_N, 2.0)
 
 
 def _runge_kutta(phases_N: Tensor, frequencies_N: Tensor, coupling: Tensor | float, dt: float) -> Tensor:

@@ -3,21 +3,24 @@
 Owns the composition and its blend. The published definition: composition of neighbouring positions by the Hamilton
 product, blended in (the seed `000_6acc7a45b61f3d76.txt` names it).
 
-Letters: B batch, T positions, P primes, A components of an amplitude (4 quaternion, 2 complex).
+Letters: B batch, T positions, P primes, A components of an amplitude (4 quaternion, 2 complex), X all P A of them.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.resonance.sedenion import DIMENSIONS, product
 from braid_fusion.row_cache import RowCache
 
 _START = 0.1
-# Under the squared modulus: the zero state then has a gradient.
-_FLOOR = 1e-20
+# The least norm that a state is divided by: the zero state stays zero, with a finite gradient.
+_FLOOR = 1e-10
 
 
 class PRSC(nn.Module):
@@ -52,11 +55,13 @@ class PRSC(nn.Module):
             raise FusionShapeError(
                 f"prsc: got states of shape {shape}, expected (B, T, {self.num_primes}, {self.amplitude_dim})"
             )
-        scale = states_BTPA.square().sum(-1).mean(-1)  # mean squared modulus
-        unit_BTPA = states_BTPA * torch.rsqrt(scale + _FLOOR)[..., None, None]
-        before_BTPA = rows_before(unit_BTPA, history, "state")
+        unit_BTX = functional.normalize(states_BTPA.flatten(2), dim=-1, eps=_FLOOR)
+        before_BTPA = rows_before(unit_BTX, history, "state").view(shape)
         return torch.addcmul(
-            states_BTPA, self.blend_P.unsqueeze(-1).to(states_BTPA.dtype), product(before_BTPA, states_BTPA)
+            states_BTPA,
+            self.blend_P.unsqueeze(-1).to(states_BTPA.dtype),
+            product(before_BTPA, states_BTPA),
+            value=math.sqrt(self.num_primes),  # from a norm of 1 to a root mean square modulus of 1
         )
 
 

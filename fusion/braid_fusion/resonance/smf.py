@@ -3,7 +3,8 @@
 Owns keys, values, decay and read. The published definition: a 16-dimensional memory with a decaying,
 coherence-weighted associative read (the seed `000_6acc7a45b61f3d76.txt` names it).
 
-Letters: B batch, T positions of this call, M all positions so far, D width, A the 16 components of a sedenion.
+Letters: B batch, T positions of this call, M all positions so far but the last, D width, A the
+16 components of a sedenion.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class SMF(nn.Module):
         generator: draws the maps.
     """
 
+    one_A: Tensor  # noqa: N815 - shape letters
+    imaginary_A: Tensor  # noqa: N815
+
     def __init__(self, input_dim: int, decay: float = 0.95, generator: Generator | None = None) -> None:
         super().__init__()
         if not 0.0 < decay < 1.0:
@@ -48,6 +52,9 @@ class SMF(nn.Module):
         self.query_key_value = linear(input_dim, 3 * SEDENION, generator, bias=False)
         self.out = linear(SEDENION, input_dim, generator, bias=False)
         self.decay_logit = nn.Parameter(torch.logit(torch.tensor(decay)))
+        one_A = functional.one_hot(torch.tensor(0), SEDENION).float()
+        self.register_buffer("one_A", one_A, persistent=False)
+        self.register_buffer("imaginary_A", 1.0 - one_A, persistent=False)
 
     def forward(self, x_BTD: Tensor, coherence_BT: Tensor, history: RowCache | None = None) -> Tensor:
         """(B, T, D) and the positions' coherence (B, T) ≥ 0 → (B, T, D). Position t reads from those before it.
@@ -68,18 +75,23 @@ class SMF(nn.Module):
             if x_BTD.shape[0] != 1:
                 raise FusionShapeError(f"smf: got {x_BTD.shape[0]} sequences with one history, expected 1")
             written_BTC = history.append("memory", written_BTC[0]).unsqueeze(0)
-        key_BMA, value_BMA = written_BTC[..., :SEDENION], written_BTC[..., SEDENION:-1]
-        weight_BM1 = written_BTC[..., -1:]
-        share_BTM = self._decayed(query_BTA.shape[1], written_BTC.shape[1]).to(x_BTD.dtype) * weight_BM1.mT
+        earlier_BMC = written_BTC[:, :-1]  # the last row is read by none of these positions
+        key_BMA, value_BMA = earlier_BMC[..., :SEDENION], earlier_BMC[..., SEDENION:-1]
+        decayed_TM = self._decayed(query_BTA.shape[1], written_BTC.shape[1]).to(x_BTD.dtype)
+        share_BTM = decayed_TM * earlier_BMC[..., -1:].mT
         total_BT1 = share_BTM.sum(-1, keepdim=True) + _FLOOR
         read_BTA = ((query_BTA @ key_BMA.mT) * share_BTM) @ value_BMA / total_BT1
-        turn_BTA = functional.pad(query_BTA[..., 1:], (1, 0), value=1.0)  # 1 + Im q
+        turn_BTA = torch.addcmul(self.one_A, query_BTA, self.imaginary_A)  # 1 + Im q
         return cast(Tensor, self.out(product(turn_BTA, read_BTA)))
 
     def _decayed(self, num_new: int, num_all: int) -> Tensor:
-        """(T, M): λ^(t−s) of the last T of M positions towards all; 0 where s ≥ t. At least float32."""
-        dtype = torch.promote_types(self.decay_logit.dtype, torch.float32)
-        places = torch.arange(num_all, device=self.decay_logit.device)
-        age_TM = places[num_all - num_new :, None] - places
-        log_decay = functional.logsigmoid(self.decay_logit.to(dtype))
-        return torch.exp(log_decay * age_TM.clamp_min(0)).tril(num_all - num_new - 1)
+        """(T, M): λ^(t−s) of the last T of all positions towards the M = all − 1 before the last; 0 where s ≥ t.
+        At least float32."""
+        logit = self.decay_logit.to(torch.promote_types(self.decay_logit.dtype, torch.float32))
+        places = torch.arange(num_all, dtype=logit.dtype, device=logit.device)
+        age_TM = places[num_all - num_new :, None] - places[:-1]
+        if num_new == 1:  # all others are earlier
+            return torch.exp(functional.logsigmoid(logit) * age_TM)
+        # Later positions, whose age is below 0, must not overflow before they are cut off.
+        powers_TM = torch.exp(functional.logsigmoid(logit) * age_TM.clamp_min(0.0))
+        return powers_TM.tril(num_all - num_new - 1)

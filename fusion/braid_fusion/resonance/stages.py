@@ -15,7 +15,13 @@ from torch import Generator, Tensor, nn
 
 from braid_fusion.context import FusionContext
 from braid_fusion.initialisation import linear
-from braid_fusion.resonance.coherence import CoherenceGate, coherence_from_entropy, entropy
+from braid_fusion.resonance.coherence import (
+    CoherenceGate,
+    coherence_from_entropy,
+    entropy,
+    entropy_of,
+    squared,
+)
 from braid_fusion.resonance.config import FusionConfig
 from braid_fusion.resonance.history import run_by_sequence
 from braid_fusion.resonance.kuramoto import KuramotoModule, order_of
@@ -26,9 +32,6 @@ from braid_fusion.resonance.smf import SMF
 
 # Each stage's part of a sequence's cache.
 _COMPOSITION, _ATTENTION, _MEMORY = range(3)
-
-# Under the masses: the state without any has a finite gradient.
-_NO_MASS = 1e-12
 
 
 @dataclass(slots=True)
@@ -66,13 +69,13 @@ class PrimeStage(nn.Module):
         states_TPA = self.projection(stream_TF)
         if self.composition is not None:
             states_TPA = run_by_sequence(self.composition, [states_TPA], scene.context, _COMPOSITION)
+        mass_TP = squared(states_TPA)
         if self.measures or scene.context.want_metrics:
-            entropy_T = entropy(states_TPA)
+            entropy_T = entropy_of(mass_TP)
             scene.row_metrics["prime_entropy"] = entropy_T
             scene.row_metrics["prime_coherence"] = coherence_from_entropy(entropy_T, states_TPA.shape[-2])
-        mass_TP1 = states_TPA.square().mean(-1, keepdim=True)
-        passed_TP1 = mass_TP1 / (mass_TP1 + mass_TP1.mean(-2, keepdim=True) + _NO_MASS)
-        back_TF: Tensor = self.back((states_TPA * passed_TP1).flatten(1))
+        passed_TP = mass_TP / torch.add(mass_TP, mass_TP.sum(-1, keepdim=True), alpha=1.0 / mass_TP.shape[-1])
+        back_TF: Tensor = self.back((states_TPA * passed_TP.unsqueeze(-1).to(states_TPA.dtype)).flatten(1))
         return back_TF
 
 

@@ -27,6 +27,10 @@ def _queries_and_keys(draw: Draw, T: int = 6, M: int = 6) -> tuple[Tensor, Tenso
     return draw(2, T, 3, 8, seed=1), draw(2, M, 3, 8, seed=2)
 
 
+def _scores(attention: QuaternionAttention, query: Tensor, key: Tensor) -> Tensor:
+    return attention.scores(attention.turned(query), key)
+
+
 def test_scores_are_the_parts_of_the_relative_quaternion(attention: QuaternionAttention, draw: Draw) -> None:
     query, key = _queries_and_keys(draw, 4, 5)
     q = query.unflatten(-1, (2, 4))[:, :, None]  # B T 1 H n Q
@@ -35,7 +39,7 @@ def test_scores_are_the_parts_of_the_relative_quaternion(attention: QuaternionAt
     turn = attention.turn_HCQ
     along, first, second = (torch.einsum("btmhq,hq->bhtm", relative, turn[:, c]) for c in range(3))
     expected = along - first.square() - second.square()
-    torch.testing.assert_close(attention.scores(query, key), expected, **CLOSE)
+    torch.testing.assert_close(_scores(attention, query, key), expected, **CLOSE)
 
 
 def test_heads_start_at_the_real_part_and_orthonormal_frames(attention: QuaternionAttention) -> None:
@@ -56,7 +60,7 @@ def test_fault_real_part_only_turning_both_changes_no_dot_product_but_the_scores
     turned = [hamilton_product(t.unflatten(-1, (2, 4)), g).flatten(-2) for t in (query, key)]
     dots = torch.einsum("bthk,bmhk->bhtm", query, key)
     torch.testing.assert_close(torch.einsum("bthk,bmhk->bhtm", *turned), dots, **CLOSE)
-    difference = attention.scores(turned[0], turned[1]) - attention.scores(query, key)
+    difference = _scores(attention, *turned) - _scores(attention, query, key)
     assert difference.abs().mean() > 0.1
 
 
@@ -65,7 +69,7 @@ def test_turning_all_from_the_left_changes_nothing(attention: QuaternionAttentio
     query, key = _queries_and_keys(draw)
     g = normalise(draw(4, seed=7))
     turned = [hamilton_product(g, t.unflatten(-1, (2, 4))).flatten(-2) for t in (query, key)]
-    torch.testing.assert_close(attention.scores(*turned), attention.scores(query, key), **CLOSE)
+    torch.testing.assert_close(_scores(attention, *turned), _scores(attention, query, key), **CLOSE)
 
 
 def test_fault_real_part_only_no_dot_product_of_that_width_gives_these_scores(
@@ -73,11 +77,11 @@ def test_fault_real_part_only_no_dot_product_of_that_width_gives_these_scores(
 ) -> None:
     """Any q·k of width 8, after whatever linear maps, gives score matrices of rank 8 at most."""
     query, key = _queries_and_keys(draw, 30, 30)
-    singular = torch.linalg.svdvals(attention.scores(query, key)[0, 0])
+    singular = torch.linalg.svdvals(_scores(attention, query, key)[0, 0])
     assert singular[8] > 0.05 * singular[0]
     with torch.no_grad():
         attention.turn_HCQ[:, 1:] = 0.0
-    linear = torch.linalg.svdvals(attention.scores(query, key)[0, 0])
+    linear = torch.linalg.svdvals(_scores(attention, query, key)[0, 0])
     assert linear[8] < 1e-4 * linear[0]
 
 
@@ -91,7 +95,7 @@ def test_axis_of_a_head_is_the_one_that_it_prefers(generator: Generator) -> None
     for head in range(3):
         about = torch.cat([axes[head : head + 1], directions])
         key = torch.cat([torch.full((401, 1), 0.6), 0.8 * about], dim=-1)[None, :, None].expand(1, -1, 3, -1)
-        assert attention.scores(query, key)[0, head, 0].argmax() == 0
+        assert _scores(attention, query, key)[0, head, 0].argmax() == 0
 
 
 def test_fault_golden_axes_unused_they_change_the_result(draw: Draw) -> None:
