@@ -22,6 +22,7 @@ from braid_orchestrator.bench.workers import Crew, Worker
 
 MS, MB, PERCENT = 1e3, 1e6, 100.0
 
+SIDES = (BARE, *PRESETS)
 TIME_LIMITS = {"minimal": 2.0, "standard": 6.0, "full": 10.0}
 MEMORY_LIMITS = {"minimal": 2.0, "standard": 3.0, "full": 5.0}
 
@@ -48,15 +49,10 @@ def run_graft(options: GraftOptions, progress: Progress = lambda what, done, tot
     text = make_prompt(options.text_tokens, options.size.vocab_size)
     prompt = make_prompt(options.prompt_tokens, options.size.vocab_size)
     threads = min(options.threads, usable_cores())
+    memory, parameters = _memory(text, options, threads, progress)
     with Crew() as crew:
-        sides = (BARE, *PRESETS)
-        workers = {}
-        for done, side in enumerate(sides):  # one after the other: none disturbs another's memory figures
-            progress(f"starting {side}", done, len(sides))
-            workers[side] = crew.hire(side, GraftedModel, side, options.size, threads)
-            crew.wait_ready([workers[side]], lambda worker: None)
-        memory = {side: worker.call("memory", text) for side, worker in workers.items()}
-        parameters = {side: worker.call("num_parameters") for side, worker in workers.items()}
+        workers = {side: crew.hire(side, GraftedModel, side, options.size, threads) for side in SIDES}
+        crew.wait_ready(list(workers.values()), lambda worker: None)
         surroundings = Surroundings(crew.cpu_s)
         seconds = _measure(workers, text, prompt, options, progress)
         around = surroundings.to_dict()
@@ -78,6 +74,21 @@ def run_graft(options: GraftOptions, progress: Progress = lambda what, done, tot
             "surroundings": around,
         },
     )
+
+
+def _memory(
+    text: tuple[int, ...], options: GraftOptions, threads: int, progress: Progress
+) -> tuple[dict[str, Memory], dict[str, tuple[int, int]]]:
+    """Of each side, and its numbers of parameters; in processes of their own, one at a time."""
+    memory, parameters = {}, {}
+    for done, side in enumerate(SIDES):
+        progress(f"memory of {side}", done, len(SIDES))
+        with Crew() as crew:
+            worker = crew.hire(side, GraftedModel, side, options.size, threads, True)
+            crew.wait_ready([worker], lambda worker: None)
+            memory[side] = worker.call("memory", text)
+            parameters[side] = worker.call("num_parameters")
+    return memory, parameters
 
 
 def _measure(
@@ -109,7 +120,7 @@ def _table(
     options: GraftOptions,
 ) -> Table:
     rows = []
-    for side in (BARE, *PRESETS):
+    for side in SIDES:
         forward, decode = seconds[f"{side} forward"], seconds[f"{side} decode"]
         rows.append(
             (

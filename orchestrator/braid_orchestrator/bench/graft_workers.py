@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 
 from braid_fusion import FusionConfig, ResonanceWrapper
-from braid_orchestrator.bench.pair import ModelSize, make_model, settle_memory
+from braid_orchestrator.bench.pair import QUICK, ModelSize, make_model, settle_memory
 
 BARE = "bare"
+# glibc's malloc.h: blocks from this many bytes on are mapped one by one.
+_M_MMAP_THRESHOLD, _LARGE = -3, 2**16
 PRESETS = ("minimal", "standard", "full")
 
 
@@ -28,27 +31,28 @@ class Memory:
 
 
 class GraftedModel:
-    """``side`` is `BARE` or a preset. The layers have random weights throughout, as trained ones would."""
+    """``side`` is `BARE` or a preset. The layers have random weights throughout, as trained ones would.
 
-    def __init__(self, side: str, size: ModelSize, threads: int) -> None:
+    With ``hoards_nothing`` memory that tensors give up goes back to the system at once, so that what the process holds
+    is what the tensors need, to the megabyte. That costs time: such a process is for `memory` alone.
+    """
+
+    def __init__(self, side: str, size: ModelSize, threads: int, hoards_nothing: bool = False) -> None:
         torch.set_num_threads(threads)
-        _warm_up()
+        if hoards_nothing:
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        _make(side, QUICK)(input_ids=torch.tensor([[1, 2, 3]]))  # what libraries load and allocate once
         gc.collect()
         self._before = _status_bytes("VmRSS")
-        base = make_model(0, size)
-        self._num_base = sum(parameter.numel() for parameter in base.parameters())
-        self._model: Any = base
-        if side != BARE:
-            preset = getattr(FusionConfig, side)()
-            self._model = ResonanceWrapper(base, preset).eval()
-            _shake(self._model.fusion_parameters())
+        self._model = _make(side, size)
         settle_memory(threads)
         self._built = _status_bytes("VmRSS") - self._before
 
     def num_parameters(self) -> tuple[int, int]:
         """Of the model, and of what is grafted onto it."""
         total = sum(parameter.numel() for parameter in self._model.parameters())
-        return self._num_base, total - self._num_base
+        grafted = sum(p.numel() for p in getattr(self._model, "fusion_parameters", tuple)())
+        return total - grafted, grafted
 
     @torch.inference_mode()
     def memory(self, text: Sequence[int]) -> Memory:
@@ -77,17 +81,16 @@ class GraftedModel:
         return (time.perf_counter() - started) / num_tokens
 
 
-def _shake(parameters: Any) -> None:
+def _make(side: str, size: ModelSize) -> Any:
+    base = make_model(0, size)
+    if side == BARE:
+        return base
+    model = ResonanceWrapper(base, getattr(FusionConfig, side)()).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in parameters:
+        for parameter in model.fusion_parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-
-
-def _warm_up() -> None:
-    """What libraries allocate once is not the model's."""
-    a = torch.randn(256, 256)
-    torch.nn.functional.layer_norm(a @ a, (256,)).softmax(-1).sum()
+    return model
 
 
 def _status_bytes(field: str) -> int:
