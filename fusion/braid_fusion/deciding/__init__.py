@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from braid_fusion.deciding.classifier import DecisionClassifier, train_classifier
-from braid_fusion.deciding.files import load_classifier, save_classifier
+from braid_fusion.deciding.files import check_classifier_folder, load_classifier, save_classifier
 from braid_fusion.deciding.labels import cheapest_answers
 from braid_fusion.deciding.predicates import (
     Answerer,
@@ -18,6 +18,7 @@ __all__ = [
     "DecisionClassifier",
     "Predicate",
     "cheapest_answers",
+    "check_classifier_folder",
     "find_predicate",
     "load_classifier",
     "predicate_names",

@@ -28,11 +28,7 @@ def save_classifier(
     Raises: NotAVersion, with nothing touched, if something else than a classifier is there.
     """
     folder = Path(folder)
-    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if folder.exists() and (not folder.is_dir() or set(others) - {WEIGHTS_FILE, CARD_FILE}):
-        raise NotAVersion(f"classifier: {folder} holds something else, expected nothing or a classifier")
-    if CARD_FILE in others:
-        read_classifier_card(folder)
+    check_classifier_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
     data = dump_tensors(tensors)
@@ -48,6 +44,15 @@ def save_classifier(
     }
     _replace(folder / WEIGHTS_FILE, data)
     _replace(folder / CARD_FILE, (json.dumps(card, indent=2, sort_keys=True) + "\n").encode())
+
+
+def check_classifier_folder(folder: Path) -> None:
+    """That a classifier may be written there. Raises: NotAVersion if something else than a classifier is there."""
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if folder.exists() and (not folder.is_dir() or set(others) - {WEIGHTS_FILE, CARD_FILE}):
+        raise NotAVersion(f"classifier: {folder} holds something else, expected nothing or a classifier")
+    if CARD_FILE in others:
+        read_classifier_card(folder)
 
 
 def load_classifier(folder: Path | str) -> DecisionClassifier:

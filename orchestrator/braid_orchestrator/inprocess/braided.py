@@ -39,6 +39,7 @@ from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_orchestrator.serving.model_selection import answered_by
 from braid_rpc.errors import ConfigError
 from braid_rpc.stability import StabilityOptions
+from braid_services.fusion.main import import_modules
 from braid_services.fusion.translation import braid_errors
 from braid_services.shard.backend import ShardBackend
 
@@ -116,6 +117,7 @@ class BraidedLLM:
 
         Raises: as the constructor, and UnknownVersionError, WeightMismatchError.
         """
+        import_modules(config.fusion.imports, "fusion.imports")
         braided = cls.__new__(cls)
         models = [ModelWrapper.from_backend(ShardBackend.load(shard)) for shard in config.shards]
         braided._start(models, config)

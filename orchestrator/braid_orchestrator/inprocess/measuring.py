@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from braid_fusion.deciding import Answerer
@@ -28,17 +28,28 @@ def evaluate(model: BraidedLLM | ModelWrapper, texts: Sequence[str]) -> float:
     return -total / math.log(2) / sum(result.num_bytes for result in results)
 
 
-def measure_answerers(braided: BraidedLLM, texts: Sequence[str]) -> dict[Answerer, list[float]]:
+def measure_answerers(
+    braided: BraidedLLM,
+    texts: Sequence[str],
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> dict[Answerer, list[float]]:
     """Bits per byte of each text: the braid's under True, each shard's under its name.
 
-    Every shard reads by its own tokenizer. Raises: as `evaluate`.
+    Every shard reads by its own tokenizer. ``on_progress`` is told who was measured, and how many of all
+    measurements are done. Raises: as `evaluate`.
     """
     ways: dict[Answerer, tuple[bool, str | None]] = {True: (True, None)}
     ways |= {model.name: (False, model.name) for model in braided.models}
-    return {
-        answerer: [_checked(braided.score(ScoreRequest(text, *way)), text).bits_per_byte for text in texts]
-        for answerer, way in ways.items()
-    }
+    figures: dict[Answerer, list[float]] = {answerer: [] for answerer in ways}
+    done = 0
+    for answerer, (use_braiding, shard) in ways.items():
+        for text in texts:
+            result = _checked(braided.score(ScoreRequest(text, use_braiding, shard)), text)
+            figures[answerer].append(result.bits_per_byte)
+            done += 1
+            if on_progress is not None:
+                on_progress(shard or "the braid", done, len(ways) * len(texts))
+    return figures
 
 
 def _checked(result: ScoreResult, text: str) -> ScoreResult:

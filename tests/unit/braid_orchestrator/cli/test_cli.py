@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from braid_orchestrator.cli.main import app
 
-COMMANDS = ("serve", "shard", "fusion", "generate", "describe", "health", "demo", "bench")
+COMMANDS = ("serve", "shard", "fusion", "generate", "describe", "health", "train-decider", "demo", "bench")
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:

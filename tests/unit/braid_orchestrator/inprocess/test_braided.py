@@ -251,6 +251,25 @@ def test_a_configuration_with_its_weights(tmp_path: Path) -> None:
         assert braided.plan.anchor == 1
 
 
+def test_a_configuration_imports_what_its_points_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_strategy_of_its_own.py").write_text(
+        "from braid_fusion import register_strategy\nfrom braid_fusion.strategies import WeightedFusion\n"
+        'register_strategy("test: imported")(type("Imported", (WeightedFusion,), {}))\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = save_tiny_model(tmp_path / "model", 1)
+    config = BraidConfig(
+        name="tiny",
+        anchor="model",
+        shards=(ShardConfig(name="model", model=str(folder), threads=0),),
+        points=(PointConfig(0.5, strategy="test: imported"),),
+        fusion=FusionConfig(imports=("a_strategy_of_its_own",)),
+    )
+    assert BraidedLLM.from_config(config).plan.points[0].strategy == "test: imported"
+
+
 def test_models_by_name_get_different_names(tmp_path: Path) -> None:
     folder = str(save_tiny_model(tmp_path / "twin", 1))
     braided = BraidedLLM(
