@@ -43,7 +43,7 @@ from braid_orchestrator.config.kinds import parse_size
 from braid_orchestrator.config.models import SECTIONS, BraidModel
 from braid_orchestrator.config.presets import PRESETS
 from braid_orchestrator.config.schema import load_braid_config, parse_braid_config
-from braid_orchestrator.deciding import make_decider
+from braid_orchestrator.deciding import make_decider, model_hashes
 from braid_orchestrator.engine.requests import (
     ChoiceFinished,
     Finished,
@@ -344,10 +344,11 @@ def test_the_deciders_that_are_shown_decide(demo_folder: Path, monkeypatch: pyte
     block.run(namespace)
     namespace["braided"].close()
     assert namespace["completion"].answered_by in {"demo", "code", "prose"}
+    hashes = model_hashes([backend.card for backend in namespace["braided"].backends])
     settings = yaml.safe_load(DEPLOY.read_text(encoding="utf-8"))["applications"][0]["args"]
     for shown in blocks_under(braiding, "A classifier", "yaml"):
         config = locate_files(parse_braid_config(settings | yaml.safe_load(shown.code)))
-        assert make_decider(config.braiding, {"code": "", "prose": ""}) is not None
+        assert make_decider(config.braiding, hashes) is not None
 
 
 # --- HTTP and gRPC ------------------------------------------------------------------------------------------
