@@ -24,6 +24,7 @@ from braid_rpc.calls import (
     next_pause,
 )
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
+from braid_rpc.collecting import collect
 from braid_rpc.completion_messages import (
     card_from_proto,
     event_from_proto,
@@ -39,7 +40,6 @@ from braid_rpc.completions import (
     Prompt,
     Score,
     UseBraiding,
-    collect,
 )
 from braid_rpc.errors import BraidError
 from braid_rpc.handshake import check_protocol

@@ -18,6 +18,7 @@ import grpc.aio
 from braid_rpc.braid_client import DEFAULT_APPLICATION, Attempts, call_metadata
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary_async
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_aio_channel
+from braid_rpc.collecting import CompletionBuilder
 from braid_rpc.completion_messages import (
     card_from_proto,
     event_from_proto,
@@ -28,7 +29,6 @@ from braid_rpc.completion_messages import (
 from braid_rpc.completions import (
     BraidCard,
     Completion,
-    CompletionBuilder,
     Event,
     GenerateOptions,
     Prompt,
