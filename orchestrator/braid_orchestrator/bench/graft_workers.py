@@ -33,8 +33,8 @@ class Memory:
 class GraftedModel:
     """``side`` is `BARE` or a preset. The layers have random weights throughout, as trained ones would.
 
-    With ``hoards_nothing`` memory that tensors give up goes back to the system at once, so that what the process holds
-    is what the tensors need, to the megabyte. That costs time: such a process is for `memory` alone.
+    With ``hoards_nothing`` memory that tensors give up goes back to the system at once, so that what the process
+    holds is what the tensors need, to the megabyte. That costs time: such a process is for `memory` alone.
     """
 
     def __init__(self, side: str, size: ModelSize, threads: int, hoards_nothing: bool = False) -> None:
