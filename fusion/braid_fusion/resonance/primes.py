@@ -19,7 +19,6 @@ from braid_fusion.initialisation import linear
 from braid_fusion.resonance import coherence as measures
 from braid_fusion.resonance.composition import IntegerState
 from braid_fusion.resonance.golden import sphere_points
-from braid_fusion.resonance.remembered import Remembered
 from braid_fusion.resonance.sedenion import conjugate, left_matrix
 
 
@@ -47,7 +46,7 @@ class PrimeProjection(nn.Module):
     (u_p fixed, on a Fibonacci sphere), or e^(iφ_p). It changes no mass, entropy or coherence; it changes what
     meets elsewhere: interference between states and everything that reads components. Phases start at φ_p = log
     p, so that the phase of a product of primes is the sum of theirs. They are folded into W, which costs the
-    same for any number of rows and, with gradients off, is done once for all calls (`Remembered`).
+    same for any number of rows.
 
     Args:
         num_primes: P, at least 2.
@@ -84,7 +83,6 @@ class PrimeProjection(nn.Module):
         else:
             axes_PA[:, 1] = 1.0
         self.register_buffer("turns", left_matrix(axes_PA), persistent=False)
-        self._turned_weight = Remembered()
 
     def forward(self, x_D: Tensor) -> Tensor:
         """(..., D) → (..., P, A). Raises: FusionShapeError if the width differs."""
@@ -92,13 +90,13 @@ class PrimeProjection(nn.Module):
             raise FusionShapeError(
                 f"prime projection: got states of shape {tuple(x_D.shape)}, expected (..., {self.input_dim})"
             )
-        states = functional.linear(x_D, self._turned_weight(self._turned, self.weight, self.phases))
+        states = functional.linear(x_D, self._turned_weight())
         return states.view(*x_D.shape[:-1], self.num_primes, self.amplitude_dim)
 
-    def _turned(self, weight: Tensor, phases_P: Tensor) -> Tensor:
+    def _turned_weight(self) -> Tensor:
         """W with each prime's rows turned by its phase, (P A, D)."""
-        weight_PAD = weight.view(self.num_primes, self.amplitude_dim, self.input_dim)
-        phases_P11 = phases_P.view(-1, 1, 1)
+        weight_PAD = self.weight.view(self.num_primes, self.amplitude_dim, self.input_dim)
+        phases_P11 = self.phases.view(-1, 1, 1)
         turned_PAD = torch.baddbmm(weight_PAD * phases_P11.cos(), self.turns * phases_P11.sin(), weight_PAD)
         return turned_PAD.view(-1, self.input_dim)
 

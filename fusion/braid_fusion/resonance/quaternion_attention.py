@@ -13,8 +13,7 @@ own axis. The first two terms are linear in r and could be had by other projecti
 the matrix of scores has a higher rank than any product of K-wide queries and keys.
 
 ⟨q ⊗ c, k⟩ is the component of r along the quaternion c, so turning the query by three quaternions per head (rows of
-`turn_HCQ`) gives all that is needed in one batched product. Turning is linear: it is done to the map that makes the
-queries, which costs the same for any number of rows.
+`turn_HCQ`) gives all that is needed in one batched product.
 
 Letters: B batch, T positions of this call, M all positions so far, D width, H heads, K head width, Q quaternion
 parts, C the three turned copies of a query.
@@ -26,13 +25,11 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
 from braid_fusion.resonance.golden import sphere_points
 from braid_fusion.resonance.quaternion import from_axis_angle, rotation_matrix
-from braid_fusion.resonance.remembered import Remembered
 from braid_fusion.resonance.sedenion import right_matrix
 from braid_fusion.row_cache import RowCache
 
@@ -67,7 +64,6 @@ class QuaternionAttention(nn.Module):
         self.query_key_value = linear(hidden_dim, 3 * hidden_dim, generator, bias=False)
         self.out = linear(hidden_dim, hidden_dim, generator)
         self.turn_HCQ = nn.Parameter(_starting_turns(num_heads, golden_ratio_heads))
-        self._turned_map = Remembered()
 
     def forward(
         self, x_BTD: Tensor, return_attention: bool = False, history: RowCache | None = None
@@ -81,11 +77,9 @@ class QuaternionAttention(nn.Module):
                 f"quaternion attention: got states of shape {tuple(x_BTD.shape)}, expected (B, T, {self.hidden_dim})"
             )
         B, T, D = x_BTD.shape
-        mapped = functional.linear(
-            x_BTD, self._turned_map(self._with_turned_queries, self.query_key_value.weight, self.turn_HCQ)
-        )
-        turned_BTCHK = mapped[..., : 3 * D].view(B, T, 3, self.num_heads, self.head_width)
-        key_value = mapped[..., 3 * D :]
+        mapped = self.query_key_value(x_BTD)
+        turned_BTCHK = self.turned(mapped[..., :D].view(B, T, self.num_heads, self.head_width))
+        key_value = mapped[..., D:]
         if history is not None:
             if B != 1:
                 raise FusionShapeError(
@@ -100,7 +94,10 @@ class QuaternionAttention(nn.Module):
 
     def turned(self, query_BTHK: Tensor) -> Tensor:
         """Queries (B, T, H, K) to three turned copies of each, over √K, (B, T, C, H, K)."""
-        return self._turned(query_BTHK, self.turn_HCQ)
+        # Each quaternion of a query, n of them in a head, times the head's three.
+        query_BTHnQ = query_BTHK.unflatten(-1, (-1, 4))
+        by_HCQQ = right_matrix(self.turn_HCQ * self.head_width**-0.5)
+        return torch.einsum("hcij,bthnj->btchni", by_HCQQ, query_BTHnQ).flatten(-2)
 
     def scores(self, turned_BTCHK: Tensor, key_BMHK: Tensor) -> Tensor:
         """(B, H, T, M) before the mask, of turned queries (B, T, C, H, K) and keys (B, M, H, K)."""
@@ -110,20 +107,6 @@ class QuaternionAttention(nn.Module):
         along, across_1, across_2 = parts.view(B, H, C, T, key_BMHK.shape[1]).unbind(2)
         less = torch.addcmul(along, across_1, across_1, value=-1.0)
         return torch.addcmul(less, across_2, across_2, value=-1.0)
-
-    def _turned(self, query_BTHK: Tensor, turn_HCQ: Tensor) -> Tensor:
-        # Each quaternion of a query, n of them in a head, times the head's three.
-        query_BTHnQ = query_BTHK.view(*query_BTHK.shape[:-1], self.head_width // 4, 4)
-        by_HCQQ = right_matrix(turn_HCQ * self.head_width**-0.5)
-        return torch.einsum("hcij,bthnj->btchni", by_HCQQ, query_BTHnQ).flatten(-2)
-
-    def _with_turned_queries(self, query_key_value: Tensor, turn_HCQ: Tensor) -> Tensor:
-        """The map (3 D, D) to queries, keys and values as one (5 D, D) to turned queries, keys and values."""
-        D = self.hidden_dim
-        # What the map makes of each unit vector, as if it were a position.
-        query_BTHK = query_key_value[:D].mT.view(1, D, self.num_heads, self.head_width)
-        turned = self._turned(query_BTHK, turn_HCQ).reshape(D, 3 * D).mT
-        return torch.cat([turned, query_key_value[D:]])
 
     def _masked(self, scores_BHTM: Tensor) -> Tensor:
         """Minus infinity where a key is later than the query, the last of the queries being at the last key."""

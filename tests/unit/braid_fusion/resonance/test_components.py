@@ -31,7 +31,7 @@ MAKE: Mapping[str, Callable[[Generator], nn.Module]] = {
 }
 LOOKS_BACK = ("quaternion", "prsc", "smf")
 # Calls of torch kernels that compute, views left out, for one row behind a history: each is some 5 µs when decoding.
-MOST_KERNELS = {"prime": 1, "quaternion": 8, "kuramoto": 81, "coherence_gate": 20, "prsc": 7, "smf": 22}
+MOST_KERNELS = {"prime": 6, "quaternion": 12, "kuramoto": 81, "coherence_gate": 20, "prsc": 7, "smf": 22}
 _FREE = {"view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "unbind"}
 _FREE |= {"_unsafe_view", "as_strided", "alias", "detach", "split", "promote_types"}
 
