@@ -67,6 +67,14 @@ POINTS = (
     PlanPoint("4", (5,) * 4, "router", 8, receivers=(0, 1, 2, 3), options={"cross": False}),
     PlanPoint("5", (6,) * 4, "attention", 8, receivers=(1,)),
     PlanPoint("6", (7,) * 4, "mean so far", 8, receivers=(0, 1), options={"cross": False}),
+    PlanPoint(
+        "7",
+        (8,) * 4,
+        "resonance",
+        8,
+        receivers=(0, 1, 2),
+        options={"components": ["prime", "quaternion", "kuramoto", "coherence_gate", "prsc", "smf"]},
+    ),
 )
 PLAN = BraidPlan(
     tuple(
@@ -84,7 +92,7 @@ def shaken(seed: int) -> FusionStack:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in stack.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return stack
 
 

@@ -100,6 +100,8 @@ def load_weights(
                 f"{path}: {name}: got {tensor.dtype} {tuple(tensor.shape)}, "
                 f"expected {wanted.dtype} {tuple(wanted.shape)}"
             )
+        if not bool(tensor.isfinite().all()):
+            raise CorruptWeights(f"{path}: {name}: got NaN or infinity, expected finite numbers")
     fusion_layers.load_state_dict(saved.tensors)
 
 

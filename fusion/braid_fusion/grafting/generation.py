@@ -52,6 +52,15 @@ class GenerationConfig:
     threshold: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "threshold"):
+            if not _is_number(getattr(self, name), float):
+                raise StabilityError(f"{name}: got {getattr(self, name)!r}, expected a number")
+        for name in ("top_k", "max_length", "max_new_tokens", "seed"):
+            if not (
+                (getattr(self, name) is None and name != "top_k") or _is_number(getattr(self, name), int)
+            ):
+                raise StabilityError(f"{name}: got {getattr(self, name)!r}, expected a whole number")
+
         def check(holds: bool, name: str, expected: str) -> None:
             if not holds:
                 raise StabilityError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
@@ -87,6 +96,10 @@ class GenerationConfig:
         if new_tokens is None and self.max_length is None:
             new_tokens = 128
         return min(rooms if new_tokens is None else [*rooms, new_tokens])
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ Letters: V vocabulary.
 from __future__ import annotations
 
 import inspect
+import operator
 import secrets
 from collections.abc import Generator as Steps
 from collections.abc import Iterator, Sequence
@@ -146,9 +147,17 @@ class ResonanceGenerator:
             ) from error
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = [*(self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)]
+        try:
+            given = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+            ids = [operator.index(token_id) for token_id in given]
+        except TypeError:
+            raise StabilityError(f"prompt: got {prompt!r}, expected one text, or its token ids") from None
         if not ids:
             raise StabilityError("prompt: got an empty prompt, expected at least one token")
+        size = self.model.get_input_embeddings().weight.shape[0]
+        beyond = [token_id for token_id in ids if not 0 <= token_id < size]
+        if beyond:
+            raise StabilityError(f"prompt: got token id {beyond[0]}, expected ids from 0 to {size - 1}")
         return ids
 
     def _num_positions(self) -> int | None:

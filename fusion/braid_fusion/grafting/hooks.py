@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from braid_fusion.errors import GraftConfigError, NonFiniteStateError
+from braid_fusion.errors import FusionShapeError, GraftConfigError, NonFiniteStateError
 from braid_fusion.grafting.cache import GraftRows, cache_in, rows_of
 from braid_fusion.grafting.forward_pass import ForwardPass
 
 _owners = count(1)
+# Arguments that tell where texts begin within a row.
+_PACKED = ("cu_seq_lens_q", "cu_seqlens", "block_table", "seq_idx")
 
 
 class Grafts:
@@ -66,8 +68,14 @@ class Grafts:
         self.last = None
 
     def begin(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The model's layers are about to run. Raises: GraftCacheError."""
+        """The model's layers are about to run. Raises: GraftCacheError, FusionShapeError."""
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if len(args) > 1 else kwargs
+        packed = next((name for name in _PACKED if given.get(name) is not None), None)
+        if packed is not None:
+            raise FusionShapeError(
+                f"{packed}: got several texts packed into one row, as generate_batch and flattening collators do, "
+                "expected one text per row: grafted layers look back along it"
+            )
         cache = cache_in(given)
         rows = None
         left_over = self._running.pop(get_ident(), None)

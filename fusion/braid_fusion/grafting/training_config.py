@@ -81,7 +81,11 @@ class TrainingConfig:
             raise TrainingConfigError(
                 f"warmup_steps: got {self.warmup_steps}, expected at most max_steps, {self.max_steps}"
             )
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+        if (
+            not isinstance(self.betas, (tuple, list))
+            or len(self.betas) != 2
+            or not all(0.0 <= beta < 1.0 for beta in self.betas)
+        ):
             raise TrainingConfigError(f"betas: got {self.betas!r}, expected two numbers in [0, 1)")
         if self.early_stopping_patience is not None and not self.eval_every:
             raise TrainingConfigError(

@@ -21,8 +21,6 @@ from braid_fusion.resonance.sedenion import product
 from braid_fusion.row_cache import RowCache
 
 SEDENION = 16
-# Under the sum of weights: where nothing was written the read is zero, with a finite gradient.
-_FLOOR = 1e-20
 
 
 class SMF(nn.Module):
@@ -79,7 +77,8 @@ class SMF(nn.Module):
         key_BMA, value_BMA = earlier_BMC[..., :SEDENION], earlier_BMC[..., SEDENION:-1]
         decayed_TM = self._decayed(query_BTA.shape[1], written_BTC.shape[1]).to(x_BTD.dtype)
         share_BTM = decayed_TM * earlier_BMC[..., -1:].mT
-        total_BT1 = share_BTM.sum(-1, keepdim=True) + _FLOOR
+        total_BT1 = share_BTM.sum(-1, keepdim=True)
+        total_BT1 = total_BT1 + (total_BT1 == 0)  # where nothing was written the read is 0 / 1
         read_BTA = ((query_BTA @ key_BMA.mT) * share_BTM) @ value_BMA / total_BT1
         turn_BTA = torch.addcmul(self.one_A, query_BTA, self.imaginary_A)  # 1 + Im q
         return cast(Tensor, self.out(product(turn_BTA, read_BTA)))

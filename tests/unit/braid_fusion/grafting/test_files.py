@@ -110,6 +110,7 @@ def test_files_that_are_well_formed_but_wrong(tmp_path: Path) -> None:
         ({**good, "tensors": {"x": torch.zeros(1)}}, r"missing tensors \['0\..*unexpected tensors \['x'\]"),
         (changed(**{name: torch.zeros(3, 3, 3)}), r"got torch.float32 \(3, 3, 3\), expected torch.float32"),
         (changed(**{name: good["tensors"][name].long()}), "got torch.int64"),
+        (changed(**{name: good["tensors"][name] * torch.nan}), f"{name}: got NaN or infinity"),
         (changed(**{name: "text"}), "got a str, expected a tensor"),
         ({**good, "config": {"mode": torch.zeros(1)}}, "not a file of grafted layers"),
         ({"config": 1}, "not a file of grafted layers"),

@@ -12,7 +12,7 @@ from grafts import graft
 from torch import Tensor
 from transformers import DynamicCache
 
-from braid_fusion import GraftCacheError, ResonanceWrapper
+from braid_fusion import FusionConfig, GraftCacheError, ResonanceWrapper
 
 # float32, relative to the largest logit: sums taken in another order.
 TOLERANCE = 1e-4
@@ -159,6 +159,28 @@ def test_the_prompt_lookup_and_an_assistant_crop_the_rows_too(back: ResonanceWra
     assistant = make_model("llama", seed=3)
     assistant.generation_config.eos_token_id = None
     assert torch.equal(back.generate(ids, assistant_model=assistant, **options), expected)
+
+
+def test_trained_layers_of_all_components_agree_in_float32() -> None:
+    """Whole texts against steps, with weights as training leaves them; `wrapper` has wilder ones, in float64."""
+    wrapper = ResonanceWrapper(make_model("llama"), FusionConfig.full()).train()
+    optimiser = torch.optim.AdamW(wrapper.fusion_parameters(), lr=3e-3)
+    for step in range(20):
+        ids = ids_of(4, 24, seed=step)
+        optimiser.zero_grad()
+        wrapper(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+    wrapper.eval()
+    ids = ids_of(2, 40, seed=99)
+    with torch.no_grad():
+        whole = wrapper(input_ids=ids, use_cache=False).logits
+        cache, steps = None, []
+        for position in range(40):
+            out = wrapper(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+        assert_close(torch.cat(steps, 1), whole)
+        assert float((wrapper.unwrap()(input_ids=ids).logits - whole).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("mask", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])

@@ -233,6 +233,9 @@ def test_a_model_in_training_generates_without_dropout_and_stays_in_training(tok
     [
         ({"temperature": -1.0}, "temperature: got -1.0, expected a finite number from 0"),
         ({"temperature": math.nan}, "temperature: got nan"),
+        ({"temperature": "hot"}, "temperature: got 'hot', expected a number"),
+        ({"top_k": None}, "top_k: got None, expected a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: got 2.5, expected a whole number"),
         ({"top_k": -1}, "top_k: got -1"),
         ({"top_p": 0.0}, "top_p: got 0.0"),
         ({"max_length": 0}, "max_length: got 0"),
@@ -258,3 +261,18 @@ def test_a_prompt_without_a_token_or_too_long_is_refused(generator: ResonanceGen
         StabilityError, match=r"got 300 tokens, expected fewer than the model's positions \(256\)"
     ):
         generator.generate([5] * 300)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "match"),
+    [
+        (["one", "two"], r"prompt: got \['one', 'two'\], expected one text"),
+        (None, "prompt: got None, expected one text"),
+        ([1.5], r"prompt: got \[1.5\], expected one text"),
+        ([5, -1], "prompt: got token id -1, expected ids from 0 to"),
+        ([10**9], "prompt: got token id 1000000000, expected ids from 0 to"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(generator: ResonanceGenerator, prompt: Any, match: str) -> None:
+    with pytest.raises(StabilityError, match=match):
+        generator.generate(prompt)

@@ -24,6 +24,7 @@ from braid_fusion.errors import FusionError, TrainingConfigError
         ({"min_learning_rate_ratio": -0.1}, "min_learning_rate_ratio: got -0.1, expected"),
         ({"weight_decay": float("nan")}, "weight_decay: got nan, expected a number from 0"),
         ({"betas": (0.9, 1.0)}, "betas: got (0.9, 1.0), expected two numbers in [0, 1)"),
+        ({"betas": 0.9}, "betas: got 0.9, expected two numbers"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: got 0.0, expected a number above 0"),
         ({"precision": "int8"}, "precision: got 'int8', expected one of float32, bf16, fp16"),
         ({"eval_every": -1}, "eval_every: got -1, expected a whole number from 0 on"),

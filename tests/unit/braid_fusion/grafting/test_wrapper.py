@@ -179,6 +179,13 @@ def test_masks_of_another_shape_are_refused() -> None:
     torch.testing.assert_close(logits(wrapper, ids, attention_mask=block), logits(wrapper, ids))
 
 
+def test_texts_packed_into_one_row_are_refused() -> None:
+    wrapper = graft(make_model("llama"))
+    with pytest.raises(FusionShapeError, match="cu_seq_lens_q: got several texts packed into one row"):
+        logits(wrapper, ids_of(1, 6), cu_seq_lens_q=torch.tensor([0, 2, 6], dtype=torch.int32))
+    logits(wrapper, ids_of(1, 6))
+
+
 class Poisoning(LookingBack):
     """Makes row ``at`` of the sequence NaN."""
 

@@ -159,6 +159,20 @@ def test_bfloat16(memory: SMF, draw: Draw) -> None:
     torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.1)
 
 
+def test_float16_is_finite_where_nothing_was_written(memory: SMF, draw: Draw) -> None:
+    x, c = draw(1, 6, 12), _coherence(draw, 1, 6)
+    expected = memory(x, c)
+    got = memory.half()(x.half(), c)
+    torch.testing.assert_close(got.float(), expected, atol=0.01, rtol=0.05)
+    got.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in memory.parameters())
+    memory.float().zero_grad()
+    with torch.autocast("cpu", dtype=torch.float16):
+        mixed = memory(x, c)
+    mixed.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in memory.parameters())
+
+
 def test_wrong_options_and_shapes_are_refused(memory: SMF) -> None:
     with pytest.raises(GraftConfigError, match=r"decay: got 1\.0"):
         SMF(12, decay=1.0)
