@@ -3,7 +3,7 @@
 The names are those of the grafting document (`000_6acc7a45b61f3d76.txt`, "Configuration Presets" and "Custom Fusion
 Configuration"). A configuration may leave open what depends on the model; `FusionConfig.resolve` fills it in.
 
-Letters: D model width, F fusion width, P primes.
+Letters: D model width, F fusion width, C component width, P primes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ FUSION_MODES = ("parallel", "sequential", "residual")
 
 _NEEDS = {"prsc": "prime", "smf": "prime"}
 _MAX_WIDTH, _MAX_PRIMES, _MAX_STEPS, _MAX_LAYERS = 2**16, 4096, 1024, 2**12
-_DEFAULT_WIDTH = 48
+# F at width 768 keeps the presets to their budgets; narrower models get as many parameters per layer.
+_DEFAULT_WIDTH, _FULL_SIZE = 56, 56 * 768
+_DEFAULT_COMPONENT_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PrimeConfig:
 
 @dataclass(frozen=True)
 class QuaternionConfig:
-    """Attention with rotated quaternions. ``num_heads`` None: the most of 8, 4, 2, 1 that fit the fusion width."""
+    """Attention with rotated quaternions. ``num_heads`` None: the most of 8, 4, 2, 1 that fit the component width."""
 
     num_heads: int | None = None
     golden_ratio_heads: bool = True
@@ -108,10 +110,13 @@ class FusionConfig:
         hidden_dim: D; None: the model's.
         fusion_positions: indices of the decoder layers whose output is changed; None: ``num_fusion_layers`` of them,
             spread over the model (all of them, where it has fewer).
-        fusion_width: F; None: 48, less for a narrow model.
+        fusion_width: F; None: 56, more for a model narrower than 768, up to twice its width.
+        component_width: C, how much of the fusion width the components work on, the rest passes beside them; None: a
+            quarter of the model's width in whole quaternions, 4 to 32.
         fusion_mode: ``parallel``: each component sees the layer's input and their outputs are summed; ``sequential``:
             each sees what the one before made of it; ``residual``: each adds to a running stream.
-        fusion_alpha: the update's scale; ``learnable_alpha``: whether training may change it.
+        fusion_alpha: the update's scale, at 3 what a gate that begins at a third takes away; ``learnable_alpha``:
+            whether training may change it.
         enabled_components: a subset of `COMPONENTS`.
         seed: of the starting values.
 
@@ -123,8 +128,9 @@ class FusionConfig:
     num_fusion_layers: int = 4
     fusion_positions: Sequence[int] | None = None
     fusion_width: int | None = None
+    component_width: int | None = None
     fusion_mode: str = "residual"
-    fusion_alpha: float = 1.0
+    fusion_alpha: float = 3.0
     learnable_alpha: bool = True
     enabled_components: Sequence[str] = DEFAULT_COMPONENTS
     prime: PrimeConfig = field(default_factory=PrimeConfig)
@@ -136,7 +142,7 @@ class FusionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("hidden_dim", "fusion_width"):
+        for key in ("hidden_dim", "fusion_width", "component_width"):
             if getattr(self, key) is not None:
                 check_whole(key, getattr(self, key), 1, _MAX_WIDTH)
         check_whole("num_fusion_layers", self.num_fusion_layers, 1, _MAX_LAYERS)
@@ -200,6 +206,11 @@ class FusionConfig:
                 f"hidden_dim: got {self.hidden_dim}, expected the model's width {hidden_dim}"
             )
         width = self.fusion_width or default_width(hidden_dim)
+        component_width = self.component_width or min(width, default_component_width(hidden_dim))
+        if component_width > width:
+            raise GraftConfigError(
+                f"component_width: got {component_width}, expected at most the fusion width {width}"
+            )
         positions = self.fusion_positions
         if num_layers is not None:
             check_whole("num_layers", num_layers, 1, _MAX_LAYERS)
@@ -213,13 +224,14 @@ class FusionConfig:
                 )
         heads = self.quaternion.num_heads
         if "quaternion" in self.enabled_components:
-            heads = check_heads(heads, width)
+            heads = check_heads(heads, component_width)
         return replace(
             self,
             hidden_dim=hidden_dim,
             fusion_positions=positions,
             num_fusion_layers=self.num_fusion_layers if positions is None else len(positions),
             fusion_width=width,
+            component_width=component_width,
             quaternion=replace(self.quaternion, num_heads=heads),
         )
 
@@ -252,23 +264,28 @@ def spread(count: int, num_layers: int) -> tuple[int, ...]:
 
 
 def default_width(hidden_dim: int) -> int:
-    """Half the model's width, in multiples of 8 where it has them, but no more than 48."""
-    half = max(4, hidden_dim // 2)
-    return min(_DEFAULT_WIDTH, half - half % 8 if half >= 8 else 4)
+    """Twice the width of a narrow model, 56 from width 768 on; between, what makes layers of the same size."""
+    affordable = max(_DEFAULT_WIDTH, _FULL_SIZE // hidden_dim)
+    return max(4, min(2 * hidden_dim, affordable - affordable % 4))
+
+
+def default_component_width(hidden_dim: int) -> int:
+    """A quarter of the model's width in whole quaternions, 4 to 32."""
+    return max(4, min(_DEFAULT_COMPONENT_WIDTH, hidden_dim // 4 - hidden_dim // 4 % 4))
 
 
 def check_heads(num_heads: int | None, width: int) -> int:
-    """How many heads attention has in a fusion width: each takes whole quaternions. Raises: GraftConfigError."""
+    """How many heads attention has in a component width: each takes whole quaternions. Raises: GraftConfigError."""
     if width % 4:
         raise GraftConfigError(
-            f"fusion_width: got {width}, expected a multiple of 4: quaternions have four parts"
+            f"component_width: got {width}, expected a multiple of 4: quaternions have four parts"
         )
     if num_heads is None:
         return next(count for count in (8, 4, 2, 1) if width % (4 * count) == 0)
     if width % (4 * num_heads):
         raise GraftConfigError(
             f"quaternion.num_heads: got {num_heads}, expected a divisor of the {width // 4} quaternions that "
-            f"the fusion width {width} holds"
+            f"the component width {width} holds"
         )
     return num_heads
 

@@ -1,6 +1,6 @@
 """The resonance components of one layer, put together, in the fusion width. Knows no model width and no injection.
 
-Letters: T packed rows, S shards, F fusion width.
+Letters: T packed rows, S shards, F fusion width, C component width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from braid_fusion.context import FusionContext
 from braid_fusion.initialisation import linear
@@ -29,11 +28,16 @@ _START = 0.1
 
 
 class ResonanceCore(nn.Module):
-    """One state per shard in, one fused state out: fused = g · silu(G y) ⊙ y.
+    """One state per shard in, one fused state out: fused = g · relu(y)².
 
-    z is the shards' states brought together by one linear map, or the only shard's own; y what the components make
-    of it, in the order of the grafting document (`000_6acc7a45b61f3d76.txt`): prime amplitudes (composed, with
-    ``prsc``), quaternion attention, memory (``smf``), oscillators. The configuration's ``fusion_mode`` chains them:
+    z is the shards' states brought together by one linear map, or the only shard's own. y is what the components
+    make of the first C channels of z, and the others as they are: maps of the components grow with C, so that the
+    parameters go into F, where they tell more. relu(y)² (So et al. 2021, arXiv 2109.08668) is neither even nor odd:
+    what prime amplitudes pass by their masses is odd, and a layer that can only be odd learns less.
+
+    The components run in the order of the grafting document (`000_6acc7a45b61f3d76.txt`): prime amplitudes
+    (composed, with ``prsc``), quaternion attention, memory (``smf``), oscillators. The configuration's
+    ``fusion_mode`` chains them, with z and y of C channels:
 
     - ``parallel``: y = Σ c(z);
     - ``sequential``: y = c_n(… c_1(z));
@@ -44,7 +48,7 @@ class ResonanceCore(nn.Module):
     change the model less, not otherwise. Where it is the only component, y = z.
 
     Args:
-        config: resolved, so that ``fusion_width`` is known.
+        config: resolved, so that its widths are known.
         num_shards: S, 1 for a layer grafted onto one model.
     """
 
@@ -52,6 +56,7 @@ class ResonanceCore(nn.Module):
         super().__init__()
         self.config, self.num_shards = config, num_shards
         width = self.width = cast(int, config.fusion_width)
+        self.component_width = cast(int, config.component_width)
         self.combine = linear(num_shards * width, width, generator) if num_shards > 1 else None
         gates = "coherence_gate" in config.enabled_components
         make: dict[str, Callable[[], nn.Module]] = {
@@ -65,8 +70,9 @@ class ResonanceCore(nn.Module):
         )
         self.scales = nn.ParameterDict()
         if config.fusion_mode == "residual":
-            self.scales.update({name: nn.Parameter(torch.full((width,), _START)) for name in self.stages})
-        self.path = linear(width, width, generator)
+            self.scales.update(
+                {name: nn.Parameter(torch.full((self.component_width,), _START)) for name in self.stages}
+            )
         self.coherence_gate = GateStage(config, generator) if gates else None
 
     @property
@@ -83,22 +89,23 @@ class ResonanceCore(nn.Module):
         Raises: PlanError if pieces of sequences come without caches and a component looks back.
         """
         z_TF = states_TF[0] if self.combine is None else self.combine(torch.cat(list(states_TF), dim=-1))
-        scene = Scene(states_TF, context)
-        y_TF = self._chained(z_TF, scene)
-        fused_TF = functional.silu(self.path(y_TF)) * y_TF
+        C = self.component_width
+        scene = Scene([state_TF[:, :C] for state_TF in states_TF], context)
+        y_TC = self._chained(z_TF[:, :C], scene)
+        fused_TF = torch.cat([y_TC, z_TF[:, C:]], dim=-1).relu().square()
         if self.coherence_gate is not None:
-            fused_TF = self.coherence_gate(fused_TF, scene)
+            fused_TF = fused_TF * self.coherence_gate(y_TC, scene).unsqueeze(-1).to(fused_TF.dtype)
         return fused_TF, scene.row_metrics if context.want_metrics else {}
 
-    def _chained(self, z_TF: Tensor, scene: Scene) -> Tensor:
-        y_TF, mode = z_TF, self.config.fusion_mode
-        outputs_TF = []
+    def _chained(self, z_TC: Tensor, scene: Scene) -> Tensor:
+        y_TC, mode = z_TC, self.config.fusion_mode
+        outputs_TC = []
         for name, stage in self.stages.items():
-            out_TF = stage(z_TF if mode == "parallel" else y_TF, scene)
-            outputs_TF.append(out_TF)
-            y_TF = torch.addcmul(y_TF, self.scales[name], out_TF) if mode == "residual" else out_TF
-        if mode == "parallel" and outputs_TF:
-            y_TF = outputs_TF[0]
-            for out_TF in outputs_TF[1:]:
-                y_TF = y_TF + out_TF
-        return y_TF
+            out_TC = stage(z_TC if mode == "parallel" else y_TC, scene)
+            outputs_TC.append(out_TC)
+            y_TC = torch.addcmul(y_TC, self.scales[name], out_TC) if mode == "residual" else out_TC
+        if mode == "parallel" and outputs_TC:
+            y_TC = outputs_TC[0]
+            for out_TC in outputs_TC[1:]:
+                y_TC = y_TC + out_TC
+        return y_TC

@@ -1,7 +1,7 @@
-"""What each component does to the stream of one layer: in from the fusion width, and back to it. Knows neither the
+"""What each component does to the stream of one layer: in from the component width, and back to it. Knows neither the
 order of the stages nor what becomes of their outputs; that is the core's.
 
-Letters: T packed rows, S shards, F fusion width, P primes, A components of an amplitude, N oscillators.
+Letters: T packed rows, S shards, C component width, P primes, A components of an amplitude, N oscillators.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _COMPOSITION, _ATTENTION, _MEMORY = range(3)
 class Scene:
     """One call: the shards' states as they entered, and what the stages measured of each row, (T,) each."""
 
-    states_TF: Sequence[Tensor]  # noqa: N815 - shape letters
+    states_TC: Sequence[Tensor]  # noqa: N815 - shape letters
     context: FusionContext
     row_metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class PrimeStage(nn.Module):
-    """Amplitudes over primes, each scaled by m / (m + m̄), back to the fusion width: m the prime's mass, m̄ the mean.
+    """Amplitudes over primes, each scaled by m / (m + m̄), back to the component width: m a prime's mass, m̄ the mean.
 
     The scaling, a divisive normalisation, makes the way there and back more than one linear map: primes with much
     mass pass, the others are suppressed. With ``prsc`` the amplitudes are composed with those of the position before,
@@ -54,7 +54,7 @@ class PrimeStage(nn.Module):
 
     def __init__(self, config: FusionConfig, measures: bool, generator: Generator | None) -> None:
         super().__init__()
-        width, prime = cast(int, config.fusion_width), config.prime
+        width, prime = cast(int, config.component_width), config.prime
         self.measures = measures
         self.projection = PrimeProjection(
             width, prime.num_primes, prime.use_quaternion, prime.learnable_phases, generator
@@ -65,8 +65,8 @@ class PrimeStage(nn.Module):
         )
         self.back = linear(prime.num_primes * amplitude_dim, width, generator, bias=False)
 
-    def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
-        states_TPA = self.projection(stream_TF)
+    def forward(self, stream_TC: Tensor, scene: Scene) -> Tensor:
+        states_TPA = self.projection(stream_TC)
         if self.composition is not None:
             states_TPA = run_by_sequence(self.composition, [states_TPA], scene.context, _COMPOSITION)
         mass_TP = squared(states_TPA)
@@ -75,8 +75,8 @@ class PrimeStage(nn.Module):
             scene.row_metrics["prime_entropy"] = entropy_T
             scene.row_metrics["prime_coherence"] = coherence_from_entropy(entropy_T, states_TPA.shape[-2])
         passed_TP = mass_TP / torch.add(mass_TP, mass_TP.sum(-1, keepdim=True), alpha=1.0 / mass_TP.shape[-1])
-        back_TF: Tensor = self.back((states_TPA * passed_TP.unsqueeze(-1).to(states_TPA.dtype)).flatten(1))
-        return back_TF
+        back_TC: Tensor = self.back((states_TPA * passed_TP.unsqueeze(-1).to(states_TPA.dtype)).flatten(1))
+        return back_TC
 
 
 class AttentionStage(nn.Module):
@@ -85,14 +85,14 @@ class AttentionStage(nn.Module):
     def __init__(self, config: FusionConfig, generator: Generator | None) -> None:
         super().__init__()
         self.attention = QuaternionAttention(
-            cast(int, config.fusion_width),
+            cast(int, config.component_width),
             cast(int, config.quaternion.num_heads),
             config.quaternion.golden_ratio_heads,
             generator,
         )
 
-    def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
-        return run_by_sequence(self.attention, [stream_TF], scene.context, _ATTENTION)
+    def forward(self, stream_TC: Tensor, scene: Scene) -> Tensor:
+        return run_by_sequence(self.attention, [stream_TC], scene.context, _ATTENTION)
 
 
 class MemoryStage(nn.Module):
@@ -100,15 +100,15 @@ class MemoryStage(nn.Module):
 
     def __init__(self, config: FusionConfig, generator: Generator | None) -> None:
         super().__init__()
-        self.memory = SMF(cast(int, config.fusion_width), generator=generator)
+        self.memory = SMF(cast(int, config.component_width), generator=generator)
 
-    def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
+    def forward(self, stream_TC: Tensor, scene: Scene) -> Tensor:
         coherence_T = scene.row_metrics["prime_coherence"]
-        return run_by_sequence(self.memory, [stream_TF, coherence_T], scene.context, _MEMORY)
+        return run_by_sequence(self.memory, [stream_TC, coherence_T], scene.context, _MEMORY)
 
 
 class OscillatorStage(nn.Module):
-    """Oscillators of each position, coupled; cosines and sines of their phases, back to the fusion width.
+    """Oscillators of each position, coupled; cosines and sines of their phases, back to the component width.
 
     With several shards there are N oscillators of the stream and N of each shard, all coupled to all: the order
     parameter tells how well they agree.
@@ -116,7 +116,7 @@ class OscillatorStage(nn.Module):
 
     def __init__(self, config: FusionConfig, num_shards: int, generator: Generator | None) -> None:
         super().__init__()
-        width, options = cast(int, config.fusion_width), config.kuramoto
+        width, options = cast(int, config.component_width), config.kuramoto
         self.oscillators = KuramotoModule(
             width,
             options.coupling,
@@ -128,16 +128,16 @@ class OscillatorStage(nn.Module):
         self.num_groups = 1 if num_shards == 1 else num_shards + 1
         self.back = linear(2 * self.num_groups * options.num_oscillators, width, generator, bias=False)
 
-    def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
-        groups = [stream_TF] if self.num_groups == 1 else [stream_TF, *scene.states_TF]
+    def forward(self, stream_TC: Tensor, scene: Scene) -> Tensor:
+        groups = [stream_TC] if self.num_groups == 1 else [stream_TC, *scene.states_TC]
         phases_TN = self.oscillators.synchronise(
-            [self.oscillators.to_phases(group_TF) for group_TF in groups]
+            [self.oscillators.to_phases(group_TC) for group_TC in groups]
         )
         cos_TN, sin_TN = phases_TN.cos(), phases_TN.sin()
         if scene.context.want_metrics:
             scene.row_metrics["kuramoto_order"] = order_of(cos_TN, sin_TN)
-        back_TF: Tensor = self.back(torch.cat([cos_TN, sin_TN], dim=-1).to(stream_TF.dtype))
-        return back_TF
+        back_TC: Tensor = self.back(torch.cat([cos_TN, sin_TN], dim=-1).to(stream_TC.dtype))
+        return back_TC
 
 
 class GateStage(nn.Module):
@@ -149,20 +149,19 @@ class GateStage(nn.Module):
         self.projection = None
         if "prime" not in config.enabled_components:
             self.projection = PrimeProjection(
-                cast(int, config.fusion_width), prime.num_primes, prime.use_quaternion, generator=generator
+                cast(int, config.component_width), prime.num_primes, prime.use_quaternion, generator=generator
             )
         amplitude_dim = 4 if prime.use_quaternion else 2
         self.gate = CoherenceGate(prime.num_primes, amplitude_dim, gate.threshold, gate.soft_gate)
 
-    def forward(self, stream_TF: Tensor, scene: Scene) -> Tensor:
-        """(T, F) scaled row by row."""
+    def forward(self, stream_TC: Tensor, scene: Scene) -> Tensor:
+        """(T,), in (0, 1)."""
         if self.projection is None:
             coherence_T = scene.row_metrics["prime_coherence"]
         else:
-            states_TPA = self.projection(stream_TF)
+            states_TPA = self.projection(stream_TC)
             coherence_T = coherence_from_entropy(entropy(states_TPA), states_TPA.shape[-2])
-        gate_T = self.gate(coherence_T)
+        gate_T: Tensor = self.gate(coherence_T)
         if scene.context.want_metrics:
             scene.row_metrics |= {"gate_coherence": coherence_T, "gate": gate_T}
-        gated_TF: Tensor = stream_TF * gate_T.unsqueeze(-1).to(stream_TF.dtype)
-        return gated_TF
+        return gate_T

@@ -57,6 +57,7 @@ class ResonanceFusion(FusionStrategy):
         try:
             config = FusionConfig(
                 fusion_width=hidden_dim,
+                component_width=hidden_dim,
                 fusion_mode=mode,
                 enabled_components=DEFAULT_COMPONENTS if components is None else components,
                 prime=PrimeConfig(num_primes, use_quaternion),

@@ -17,7 +17,7 @@ from braid_fusion import (
     ResonanceFusionLayer,
 )
 from braid_fusion.errors import GraftConfigError
-from braid_fusion.resonance.config import COMPONENTS, FUSION_MODES, spread
+from braid_fusion.resonance.config import COMPONENTS, spread
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,18 @@ def test_what_is_resolved_stays_as_it_is() -> None:
     for preset in (FusionConfig.minimal(), FusionConfig.full(), FusionConfig.for_llama(8)):
         once = preset.resolve(64, 8)
         assert once.resolve(64, 8) == once
-        assert once.hidden_dim == 64 and once.fusion_width == 32
+        assert (once.hidden_dim, once.fusion_width, once.component_width) == (64, 128, 16)
 
 
 @pytest.mark.parametrize(
-    ("hidden_dim", "width"), [(8, 4), (16, 8), (24, 8), (64, 32), (96, 48), (768, 48), (4096, 48)]
+    ("hidden_dim", "width", "component_width"),
+    [(4, 8, 4), (8, 16, 4), (24, 48, 4), (64, 128, 16), (512, 84, 32), (768, 56, 32), (4096, 56, 32)],
 )
-def test_the_fusion_width_fits_narrow_models(hidden_dim: int, width: int) -> None:
+def test_the_widths_fit_narrow_models(hidden_dim: int, width: int, component_width: int) -> None:
     config = FusionConfig().resolve(hidden_dim)
-    assert config.fusion_width == width
-    assert width % (4 * config.quaternion.num_heads) == 0
+    assert (config.fusion_width, config.component_width) == (width, component_width)
+    assert component_width % (4 * config.quaternion.num_heads) == 0
+    assert FusionConfig(fusion_width=4).resolve(hidden_dim).component_width == 4
 
 
 def test_plain_values_there_and_back() -> None:
@@ -113,6 +115,7 @@ def test_plain_values_there_and_back() -> None:
         ({"fusion_positions": 3}, "fusion_positions: got 3, expected layer indices in a list"),
         ({"fusion_positions": []}, r"fusion_positions: got \[\], expected layer indices in a list"),
         ({"fusion_width": 0}, "fusion_width: got 0, expected a whole number from 1"),
+        ({"component_width": 0}, "component_width: got 0, expected a whole number from 1"),
         ({"hidden_dim": "768"}, "hidden_dim: got '768'"),
         ({"num_fusion_layers": 0}, "num_fusion_layers: got 0"),
         ({"fusion_alpha": "half"}, "fusion_alpha: got 'half', expected a number"),
@@ -151,9 +154,13 @@ def test_what_is_wrong_in_a_part_is_named(make: Any, says: str) -> None:
         (FusionConfig(hidden_dim=32), "hidden_dim: got 32, expected the model's width 64"),
         (FusionConfig(fusion_positions=(1, 5, 9)), "fusion_positions: got 5, 9, expected .* 0 to 4"),
         (FusionConfig.for_gpt2(), "fusion_positions: got 6, 9, 11, expected .* 0 to 4"),
-        (FusionConfig(fusion_width=30), "fusion_width: got 30, expected a multiple of 4"),
+        (FusionConfig(component_width=30), "component_width: got 30, expected a multiple of 4"),
         (
-            FusionConfig(fusion_width=48, quaternion=QuaternionConfig(num_heads=5)),
+            FusionConfig(fusion_width=8, component_width=12),
+            "component_width: got 12, expected at most the fusion width 8",
+        ),
+        (
+            FusionConfig(component_width=48, quaternion=QuaternionConfig(num_heads=5)),
             "quaternion.num_heads: got 5, expected a divisor of the 12 quaternions",
         ),
     ],
@@ -163,10 +170,11 @@ def test_what_does_not_fit_the_model_is_named(config: FusionConfig, says: str) -
         config.resolve(64, 5)
 
 
-def test_a_width_is_free_where_no_quaternions_live_in_it() -> None:
-    config = FusionConfig(fusion_width=30, enabled_components=("prime",), fusion_mode=FUSION_MODES[0])
-    assert config.resolve(64, 5).fusion_width == 30
-    assert replace(config, fusion_width=None).resolve(64, 5).fusion_width == 32
+def test_widths_are_free_where_no_quaternions_live_in_them() -> None:
+    config = FusionConfig(fusion_width=30, component_width=15, enabled_components=("prime",))
+    assert config.resolve(64, 5).component_width == 15
+    assert replace(config, fusion_width=None).resolve(64, 5).fusion_width == 128
+    assert FusionConfig(fusion_width=30).resolve(64, 5).fusion_width == 30
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from braid_fusion.row_cache import RowCache
 
 # float64: sums in another order.
 ROUNDING = 1e-10
-WIDTH = 16
+WIDTH, SLICE = 16, 8
 MIXES = (*((name,) for name in COMPONENTS[:4]), ("prime", "prsc"), ("smf", "prime"), COMPONENTS)
 
 every_mix = pytest.mark.parametrize("components", MIXES, ids="+".join)
@@ -33,7 +33,9 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 def make_core(
     components: tuple[str, ...] = COMPONENTS, mode: str = "residual", num_shards: int = 1, seed: int = 0
 ) -> ResonanceCore:
-    config = FusionConfig(fusion_width=WIDTH, fusion_mode=mode, enabled_components=components).resolve(WIDTH)
+    config = FusionConfig(
+        fusion_width=WIDTH, component_width=SLICE, fusion_mode=mode, enabled_components=components
+    ).resolve(WIDTH)
     return ResonanceCore(config, num_shards, torch.Generator().manual_seed(seed)).double()
 
 
@@ -173,10 +175,9 @@ def test_incoherent_rows_are_changed_less() -> None:
     core.coherence_gate = None
     plain, _ = core.fuse(states, FusionContext.whole([400]))
     core.coherence_gate = ungated
-    share = (fused / plain).mean(-1)
-    torch.testing.assert_close(share, metrics["gate"])
+    torch.testing.assert_close(fused, plain * metrics["gate"].unsqueeze(-1))
     order = metrics["gate_coherence"].argsort()
-    assert (share[order].diff() >= -ROUNDING).all()
+    assert (metrics["gate"][order].diff() >= -ROUNDING).all()
 
 
 def test_shards_that_agree_synchronise_better_than_shards_that_do_not() -> None:
@@ -194,17 +195,31 @@ def test_the_modes_differ_and_chain_as_they_say() -> None:
     states, context = [numbers(5, WIDTH)], FusionContext.whole([5])
     prime = make_core(("prime", "quaternion"), "parallel").stages["prime"]
     attention = make_core(("prime", "quaternion"), "parallel").stages["quaternion"]
-    seen: dict[str, Tensor] = {}
-    for mode in FUSION_MODES:
-        core = make_core(("prime", "quaternion"), mode)
-        core.path.register_forward_hook(lambda _, inputs, __, mode=mode: seen.__setitem__(mode, inputs[0]))
-        core.fuse(states, context)
-    scene, z = Scene(states, context), states[0]
-    torch.testing.assert_close(seen["parallel"], prime(z, scene) + attention(z, scene))
-    torch.testing.assert_close(seen["sequential"], attention(prime(z, scene), scene))
+    scene, z = Scene(states, context), states[0][:, :SLICE]
     tenth = float(torch.tensor(0.1))  # what a component's part of the residual stream begins with, in float32
     stream = z + tenth * prime(z, scene)
-    torch.testing.assert_close(seen["residual"], stream + tenth * attention(stream, scene))
+    expected = {
+        "parallel": prime(z, scene) + attention(z, scene),
+        "sequential": attention(prime(z, scene), scene),
+        "residual": stream + tenth * attention(stream, scene),
+    }
+    assert expected.keys() == set(FUSION_MODES)
+    for mode, y in expected.items():
+        fused = make_core(("prime", "quaternion"), mode).fuse(states, context)[0]
+        torch.testing.assert_close(fused[:, :SLICE], y.relu().square())
+
+
+@every_mode
+def test_components_see_and_change_their_channels_only(mode) -> None:
+    components = tuple(name for name in COMPONENTS if name != "coherence_gate")
+    core, states, context = make_core(components, mode), numbers(6, WIDTH), FusionContext.whole([6])
+    fused, metrics = core.fuse([states], context)
+    torch.testing.assert_close(fused[:, SLICE:], states[:, SLICE:].relu().square())
+    other = states.clone()
+    other[:, SLICE:] += 1.0
+    again, other_metrics = core.fuse([other], context)
+    assert torch.equal(again[:, :SLICE], fused[:, :SLICE])
+    assert all(torch.equal(other_metrics[name], rows) for name, rows in metrics.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
