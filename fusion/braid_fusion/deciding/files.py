@@ -15,6 +15,7 @@ from safetensors.torch import save as dump_tensors
 from braid_fusion.deciding.classifier import DecisionClassifier
 from braid_fusion.errors import CorruptWeights, DeciderError, NotAVersion, UnknownWeights
 from braid_fusion.weights import CARD_FILE, WEIGHTS_FILE
+from braid_fusion.whole_file import write_whole
 
 KIND, FORMAT = "decision classifier", 1
 
@@ -42,8 +43,8 @@ def save_classifier(
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "training": dict(training_record or {}),
     }
-    _replace(folder / WEIGHTS_FILE, data)
-    _replace(folder / CARD_FILE, (json.dumps(card, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(folder / WEIGHTS_FILE, data)
+    write_whole(folder / CARD_FILE, (json.dumps(card, indent=2, sort_keys=True) + "\n").encode())
 
 
 def check_classifier_folder(folder: Path) -> None:
@@ -100,9 +101,3 @@ def read_classifier_card(folder: Path | str) -> dict[str, Any]:
     if wrong:
         raise CorruptWeights(f"{path}: missing or of a wrong type: {', '.join(wrong)}")
     return card
-
-
-def _replace(path: Path, data: bytes) -> None:
-    building = path.with_name(f".{path.name}.new")
-    building.write_bytes(data)
-    building.replace(path)

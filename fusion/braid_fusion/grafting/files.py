@@ -6,21 +6,21 @@ vocabulary). ``.safetensors`` keeps the latter two as JSON in its metadata, ``.p
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from braid_fusion.differences import differences
 from braid_fusion.errors import CorruptWeights, GraftConfigError, UnknownWeights, WeightMismatch
 from braid_fusion.resonance.config import FusionConfig
+from braid_fusion.whole_file import write_whole
 
 FORMAT = 1
 WEIGHTS_FILE, CARD_FILE, BASE_FOLDER = "fusion_weights.safetensors", "fusion.json", "base"
@@ -56,20 +56,13 @@ def save_weights(
         name: tensor.detach().cpu().contiguous() for name, tensor in fusion_layers.state_dict().items()
     }
     plain, base = config.to_dict(), describe_base(base_model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    building = Path(name)
-    try:
-        if suffix == ".pt":
-            torch.save({"format": FORMAT, "config": plain, "base": base, "tensors": tensors}, building)
-        else:
-            metadata = {"format": str(FORMAT), "config": json.dumps(plain), "base": json.dumps(base)}
-            save_file(tensors, building, metadata)
-        building.chmod(0o644)
-        os.replace(building, path)
-    finally:
-        building.unlink(missing_ok=True)
+    if suffix == ".pt":
+        file = io.BytesIO()
+        torch.save({"format": FORMAT, "config": plain, "base": base, "tensors": tensors}, file)
+        write_whole(path, file.getbuffer())
+    else:
+        metadata = {"format": str(FORMAT), "config": json.dumps(plain), "base": json.dumps(base)}
+        write_whole(path, dump_tensors(tensors, metadata))
 
 
 def load_weights(

@@ -95,7 +95,7 @@ class QuaternionAttention(nn.Module):
     def turned(self, query_BTHK: Tensor) -> Tensor:
         """Queries (B, T, H, K) to three turned copies of each, over √K, (B, T, C, H, K)."""
         # Each quaternion of a query, n of them in a head, times the head's three.
-        query_BTHnQ = query_BTHK.unflatten(-1, (-1, 4))
+        query_BTHnQ = query_BTHK.view(*query_BTHK.shape[:-1], -1, 4)
         by_HCQQ = right_matrix(self.turn_HCQ * self.head_width**-0.5)
         return torch.einsum("hcij,bthnj->btchni", by_HCQQ, query_BTHnQ).flatten(-2)
 

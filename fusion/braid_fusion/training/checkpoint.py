@@ -7,13 +7,10 @@ doesn't notice a flipped bit, and after it what `torch.save` wrote.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError
+from braid_fusion.whole_file import write_whole
 
 _HEADING = "braid checkpoint 1"
 BEST_FILE = "best.safetensors"
@@ -106,30 +104,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise CorruptCheckpointError(f"{path}: got what torch can't load: {error}") from error
     return content
-
-
-def write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Put a file of these bytes in place at once; after an error the former one is as it was. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlasts a power cut, as its content does."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

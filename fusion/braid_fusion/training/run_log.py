@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from braid_fusion.errors import TrainingError
+from braid_fusion.whole_file import write_whole
 
 
 class RunLog:
@@ -32,12 +33,9 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._resume_step is not None and self._path.is_file():
                 self.lines = [line for line in read_log(self._path) if line["step"] <= self._resume_step]
-            building = self._path.with_name(f".{self._path.name}.new")
-            building.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-            os.replace(building, self._path)
+            write_whole(self._path, *(json.dumps(line).encode() + b"\n" for line in self.lines))
             self._file = self._path.open("a", encoding="utf-8")
         return self
 

@@ -12,7 +12,8 @@ import torch
 from training_runs import tiny_trainer
 
 from braid_fusion.errors import CorruptCheckpointError
-from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint, steps_in, write_whole
+from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint, steps_in
+from braid_fusion.whole_file import write_whole
 
 CONTENT = {"tensor": torch.arange(5000.0), "values": [1, 0.1, None, "text", {"deep": (True, 2)}]}
 
