@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
+from braid_fusion.resonance.checks import LARGEST, check_whole
 
 # Added to each prime's mass: the zero state then counts as evenly spread, and has a gradient, which is zero.
 _FLOOR = 1e-20
@@ -155,6 +156,7 @@ class CoherenceGatingLayer(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        check_whole("coherence gate: hidden_dim", hidden_dim, 1, LARGEST)
         self.gate = CoherenceGate(num_primes, amplitude_dim, threshold, soft_gate)
         self.hidden_dim, self.num_primes, self.amplitude_dim = hidden_dim, num_primes, amplitude_dim
         self.projection = (

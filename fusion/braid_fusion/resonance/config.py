@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from braid_fusion.errors import GraftConfigError
+from braid_fusion.resonance.checks import LARGEST, MOST_COUPLING, check_flags, check_number, check_whole
+from braid_fusion.resonance.defaults import check_heads, default_component_width, default_width, spread
 
 COMPONENTS = ("prime", "quaternion", "kuramoto", "coherence_gate", "prsc", "smf")
 """All components. In whatever order a configuration names them, they run in the order of `ResonanceCore`."""
@@ -22,10 +24,7 @@ DEFAULT_COMPONENTS = ("prime", "quaternion", "kuramoto", "coherence_gate")
 FUSION_MODES = ("parallel", "sequential", "residual")
 
 _NEEDS = {"prsc": "prime", "smf": "prime"}
-_MAX_WIDTH, _MAX_PRIMES, _MAX_STEPS, _MAX_LAYERS = 2**16, 4096, 1024, 2**12
-# F at width 768 keeps the presets to their budgets; narrower models get as many parameters per layer.
-_DEFAULT_WIDTH, _FULL_SIZE = 56, 56 * 768
-_DEFAULT_COMPONENT_WIDTH = 32
+_MAX_PRIMES, _MAX_STEPS, _MAX_LAYERS = 4096, 1024, 2**12
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class QuaternionConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads is not None:
-            check_whole("quaternion.num_heads", self.num_heads, 1, _MAX_WIDTH)
+            check_whole("quaternion.num_heads", self.num_heads, 1, LARGEST)
         check_flags(self, "quaternion", "golden_ratio_heads")
 
 
@@ -64,8 +63,8 @@ class KuramotoConfig:
     use_learned_frequencies: bool = True
 
     def __post_init__(self) -> None:
-        check_whole("kuramoto.num_oscillators", self.num_oscillators, 2, _MAX_WIDTH)
-        check_number("kuramoto.coupling", self.coupling, -100.0, 100.0)
+        check_whole("kuramoto.num_oscillators", self.num_oscillators, 2, LARGEST)
+        check_number("kuramoto.coupling", self.coupling, -MOST_COUPLING, MOST_COUPLING)
         check_whole("kuramoto.num_steps", self.num_steps, 1, _MAX_STEPS)
         check_flags(self, "kuramoto", "use_learned_frequencies")
 
@@ -144,7 +143,7 @@ class FusionConfig:
     def __post_init__(self) -> None:
         for key in ("hidden_dim", "fusion_width", "component_width"):
             if getattr(self, key) is not None:
-                check_whole(key, getattr(self, key), 1, _MAX_WIDTH)
+                check_whole(key, getattr(self, key), 1, LARGEST)
         check_whole("num_fusion_layers", self.num_fusion_layers, 1, _MAX_LAYERS)
         check_whole("seed", self.seed, -(2**63), 2**63 - 1)
         check_number("fusion_alpha", self.fusion_alpha, -1000.0, 1000.0)
@@ -200,7 +199,7 @@ class FusionConfig:
         Without ``num_layers`` the positions stay as they are: that is for one layer by itself.
         Raises: GraftConfigError if this is for another width, or a position is beyond the last layer.
         """
-        check_whole("hidden_dim", hidden_dim, 1, _MAX_WIDTH)
+        check_whole("hidden_dim", hidden_dim, 1, LARGEST)
         if self.hidden_dim not in (None, hidden_dim):
             raise GraftConfigError(
                 f"hidden_dim: got {self.hidden_dim}, expected the model's width {hidden_dim}"
@@ -251,63 +250,6 @@ class FusionConfig:
             if isinstance(known.get(key), Mapping):
                 known[key] = kind(**_known(kind, f"{key}.", known[key]))
         return cls(**known)
-
-
-def spread(count: int, num_layers: int) -> tuple[int, ...]:
-    """``count`` of ``num_layers`` indices at equal distances up to the last: 3, 6, 9, 11 of 12 for four. One alone
-    stands in the middle, where the layers behind it can still use it; no more than there are."""
-    if count >= num_layers:
-        return tuple(range(num_layers))
-    if count == 1:
-        return (num_layers // 2,)
-    return tuple(min((i + 1) * num_layers // count, num_layers - 1) for i in range(count))
-
-
-def default_width(hidden_dim: int) -> int:
-    """Twice the width of a narrow model, 56 from width 768 on; between, what makes layers of the same size."""
-    affordable = max(_DEFAULT_WIDTH, _FULL_SIZE // hidden_dim)
-    return max(4, min(2 * hidden_dim, affordable - affordable % 4))
-
-
-def default_component_width(hidden_dim: int) -> int:
-    """A quarter of the model's width in whole quaternions, 4 to 32."""
-    return max(4, min(_DEFAULT_COMPONENT_WIDTH, hidden_dim // 4 - hidden_dim // 4 % 4))
-
-
-def check_heads(num_heads: int | None, width: int) -> int:
-    """How many heads attention has in a component width: each takes whole quaternions. Raises: GraftConfigError."""
-    if width % 4:
-        raise GraftConfigError(
-            f"component_width: got {width}, expected a multiple of 4: quaternions have four parts"
-        )
-    if num_heads is None:
-        return next(count for count in (8, 4, 2, 1) if width % (4 * count) == 0)
-    if width % (4 * num_heads):
-        raise GraftConfigError(
-            f"quaternion.num_heads: got {num_heads}, expected a divisor of the {width // 4} quaternions that "
-            f"the component width {width} holds"
-        )
-    return num_heads
-
-
-def check_whole(what: str, value: object, low: int, high: int) -> None:
-    """Raises: GraftConfigError, naming ``what``, unless it is an int of [low, high]; true and false are none."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise GraftConfigError(f"{what}: got {value!r}, expected a whole number from {low} to {high}")
-
-
-def check_number(what: str, value: object, low: float, high: float) -> None:
-    """Raises: GraftConfigError, naming ``what``, unless it is a number of [low, high]."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise GraftConfigError(f"{what}: got {value!r}, expected a number from {low:g} to {high:g}")
-
-
-def check_flags(config: object, where: str, *keys: str) -> None:
-    """Raises: GraftConfigError unless all these are true or false."""
-    for key in keys:
-        if not isinstance(getattr(config, key), bool):
-            name = f"{where}.{key}" if where else key
-            raise GraftConfigError(f"{name}: got {getattr(config, key)!r}, expected true or false")
 
 
 def _checked_components(given: object) -> tuple[str, ...]:

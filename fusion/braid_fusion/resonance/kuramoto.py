@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
+from braid_fusion.resonance.checks import LARGEST, MOST_COUPLING, check_number, check_whole
 from braid_fusion.resonance.golden import spaced_angles
 
 ORDERS = (1, 2, 4)
@@ -156,8 +157,9 @@ class KuramotoModule(nn.Module):
     ) -> None:
         super().__init__()
         _check(dt, num_steps, order)
-        if num_oscillators < 2:
-            raise GraftConfigError(f"kuramoto: num_oscillators: got {num_oscillators}, expected at least 2")
+        check_whole("kuramoto: input_dim", input_dim, 1, LARGEST)
+        check_whole("kuramoto: num_oscillators", num_oscillators, 2, LARGEST)
+        check_number("kuramoto: coupling", coupling, -MOST_COUPLING, MOST_COUPLING)
         self.input_dim, self.num_oscillators = input_dim, num_oscillators
         self.num_steps, self.dt, self.order = num_steps, dt, order
         # Unit-variance input then spreads phases over the whole circle.

@@ -14,9 +14,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from braid_fusion.errors import FusionShapeError, GraftConfigError
+from braid_fusion.errors import FusionShapeError
 from braid_fusion.initialisation import linear
 from braid_fusion.resonance import coherence as measures
+from braid_fusion.resonance.checks import LARGEST, check_whole
 from braid_fusion.resonance.composition import IntegerState
 from braid_fusion.resonance.golden import sphere_points
 from braid_fusion.resonance.sedenion import conjugate, left_matrix
@@ -24,8 +25,7 @@ from braid_fusion.resonance.sedenion import conjugate, left_matrix
 
 def first_primes(count: int) -> tuple[int, ...]:
     """The first ``count`` primes, by sieve. Raises: GraftConfigError if ``count`` is below 1."""
-    if count < 1:
-        raise GraftConfigError(f"primes: got {count}, expected at least 1")
+    check_whole("primes", count, 1, LARGEST)
     # p_n < n (ln n + ln ln n) for n ≥ 6 (Rosser 1962).
     bound = 14 if count < 6 else int(count * (math.log(count) + math.log(math.log(count)))) + 1
     is_prime = bytearray([1]) * (bound + 1)
@@ -66,8 +66,8 @@ class PrimeProjection(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if num_primes < 2:
-            raise GraftConfigError(f"prime projection: num_primes: got {num_primes}, expected at least 2")
+        check_whole("prime projection: input_dim", input_dim, 1, LARGEST)
+        check_whole("prime projection: num_primes", num_primes, 2, LARGEST)
         self.primes = first_primes(num_primes)
         self.input_dim, self.num_primes = input_dim, num_primes
         self.amplitude_dim = 4 if use_quaternion else 2

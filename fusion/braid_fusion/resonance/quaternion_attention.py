@@ -28,6 +28,7 @@ from torch import Generator, Tensor, nn
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
+from braid_fusion.resonance.checks import LARGEST, check_whole
 from braid_fusion.resonance.golden import sphere_points
 from braid_fusion.resonance.quaternion import from_axis_angle, rotation_matrix
 from braid_fusion.resonance.sedenion import right_matrix
@@ -55,7 +56,9 @@ class QuaternionAttention(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or hidden_dim < 1 or hidden_dim % (4 * num_heads):
+        check_whole("quaternion attention: hidden_dim", hidden_dim, 1, LARGEST)
+        check_whole("quaternion attention: num_heads", num_heads, 1, LARGEST)
+        if hidden_dim % (4 * num_heads):
             raise GraftConfigError(
                 f"quaternion attention: got hidden_dim {hidden_dim} and num_heads {num_heads}, expected a width"
                 " that is a multiple of 4 · num_heads: a head holds whole quaternions"
@@ -95,7 +98,7 @@ class QuaternionAttention(nn.Module):
     def turned(self, query_BTHK: Tensor) -> Tensor:
         """Queries (B, T, H, K) to three turned copies of each, over √K, (B, T, C, H, K)."""
         # Each quaternion of a query, n of them in a head, times the head's three.
-        query_BTHnQ = query_BTHK.view(*query_BTHK.shape[:-1], -1, 4)
+        query_BTHnQ = query_BTHK.view(*query_BTHK.shape[:-1], self.head_width // 4, 4)
         by_HCQQ = right_matrix(self.turn_HCQ * self.head_width**-0.5)
         return torch.einsum("hcij,bthnj->btchni", by_HCQQ, query_BTHnQ).flatten(-2)
 

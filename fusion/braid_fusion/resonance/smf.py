@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from braid_fusion.errors import FusionShapeError, GraftConfigError
 from braid_fusion.initialisation import linear
+from braid_fusion.resonance.checks import LARGEST, check_whole
 from braid_fusion.resonance.sedenion import product
 from braid_fusion.row_cache import RowCache
 
@@ -44,6 +45,7 @@ class SMF(nn.Module):
 
     def __init__(self, input_dim: int, decay: float = 0.95, generator: Generator | None = None) -> None:
         super().__init__()
+        check_whole("smf: input_dim", input_dim, 1, LARGEST)
         if not 0.0 < decay < 1.0:
             raise GraftConfigError(f"smf: decay: got {decay!r}, expected a number between 0 and 1")
         self.input_dim = input_dim

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import braid_fusion
+from braid_fusion.errors import GraftConfigError
 from braid_fusion.row_cache import RowCache
 
 D, P = 24, 6
@@ -31,7 +32,7 @@ MAKE: Mapping[str, Callable[[Generator], nn.Module]] = {
 }
 LOOKS_BACK = ("quaternion", "prsc", "smf")
 # Calls of torch kernels that compute, views left out, for one row behind a history: each is some 5 µs when decoding.
-MOST_KERNELS = {"prime": 6, "quaternion": 12, "kuramoto": 81, "coherence_gate": 20, "prsc": 7, "smf": 22}
+MOST_KERNELS = {"prime": 6, "quaternion": 12, "kuramoto": 81, "coherence_gate": 20, "prsc": 7, "smf": 23}
 _FREE = {"view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "unbind"}
 _FREE |= {"_unsafe_view", "as_strided", "alias", "detach", "split", "promote_types"}
 
@@ -136,3 +137,23 @@ def test_an_empty_chunk_is_no_row(name: str, generator: Generator) -> None:
     options = {"history": RowCache()} if name in LOOKS_BACK else {}
     component(*_inputs(name, 3), **options)
     assert _first(component(*_inputs(name, 0), **options)).shape[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: braid_fusion.PrimeProjection(0, 3), "input_dim: got 0"),
+        (lambda: braid_fusion.PrimeProjection(8, 1), "num_primes: got 1"),
+        (lambda: braid_fusion.QuaternionAttention(32, 8.0), "num_heads: got 8.0"),
+        (lambda: braid_fusion.QuaternionAttention(24, 0), "num_heads: got 0"),
+        (lambda: braid_fusion.QuaternionAttention(0, 1), "hidden_dim: got 0"),
+        (lambda: braid_fusion.QuaternionAttention(30, 2), "hidden_dim 30 and num_heads 2"),
+        (lambda: braid_fusion.KuramotoModule(0), "input_dim: got 0"),
+        (lambda: braid_fusion.KuramotoModule(8, coupling=float("nan")), "coupling: got nan"),
+        (lambda: braid_fusion.CoherenceGatingLayer(-1), "hidden_dim: got -1"),
+        (lambda: braid_fusion.SMF(0), "input_dim: got 0"),
+    ],
+)
+def test_a_size_that_makes_no_sense_is_refused_by_name(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(GraftConfigError, match=named):
+        make()

@@ -17,7 +17,8 @@ from braid_fusion import (
     ResonanceFusionLayer,
 )
 from braid_fusion.errors import GraftConfigError
-from braid_fusion.resonance.config import COMPONENTS, spread
+from braid_fusion.resonance.config import COMPONENTS
+from braid_fusion.resonance.defaults import spread
 
 
 @pytest.mark.parametrize(
