@@ -17,6 +17,7 @@ from braid_fusion.context import FusionContext
 from braid_fusion.mixing import logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
+from braid_orchestrator import BraidedLLM
 from braid_orchestrator.assembly import assemble_local, assemble_remote, resolve_plan
 from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import (
@@ -89,11 +90,17 @@ def shaken_weights(
     return folder
 
 
-def shake(stack: FusionStack, seed: int) -> None:
+def shake(trained: FusionStack | BraidedLLM, seed: int, by: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in stack.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for parameter in trained.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+
+
+def shaken(braided: BraidedLLM) -> BraidedLLM:
+    """With modules as if trained."""
+    shake(braided, 5, by=0.2)
+    return braided
 
 
 @dataclass

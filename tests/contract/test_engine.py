@@ -7,19 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from braids import (
-    TRANSPORTS,
     Client,
-    braid_config,
     oracle_log_probs,
     running,
     shake,
-    shaken_weights,
-    two_backends,
 )
 
 from braid_fusion.stack import FusionStack
@@ -47,26 +42,6 @@ POINTS = (
     PointConfig(at=2, strategy="attention", options={"num_heads": 4}),
     PointConfig(at=2, strategy="resonance", name="resonance"),
 )
-
-
-@pytest.fixture(scope="module")
-def backends() -> list[ShardBackend]:
-    return two_backends()
-
-
-@pytest.fixture(scope="module")
-def config(backends: list[ShardBackend], tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
-    bare = braid_config(points=POINTS, limits=LIMITS)
-    weights = shaken_weights(bare, backends, tmp_path_factory.mktemp("weights"))
-    return braid_config(points=POINTS, limits=LIMITS, weights=weights)
-
-
-@pytest.fixture(params=TRANSPORTS, scope="module")
-def client(
-    request: pytest.FixtureRequest, config: BraidConfig, backends: list[ShardBackend]
-) -> Iterator[Client]:
-    with TemporaryDirectory() as sockets, running(config, backends, request.param, Path(sockets)) as client:
-        yield client
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,26 +48,6 @@ PROMPT = "the other thing in there"
 SAMPLED = {"seed": 11, "max_tokens": 24, "ignore_eos": True, "temperature": 0.9}
 TOLD = StabilityOptions()
 LIMITS = LimitsConfig(max_running=8, max_batch_tokens=32, prefill_chunk=16)
-
-
-@pytest.fixture(scope="module")
-def backends() -> list[ShardBackend]:
-    return two_backends()
-
-
-@pytest.fixture(scope="module")
-def config(backends: list[ShardBackend], tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
-    bare = braid_config(points=POINTS, limits=LIMITS)
-    weights = shaken_weights(bare, backends, tmp_path_factory.mktemp("weights"))
-    return braid_config(points=POINTS, limits=LIMITS, weights=weights)
-
-
-@pytest.fixture(params=TRANSPORTS, scope="module")
-def client(
-    request: pytest.FixtureRequest, config: BraidConfig, backends: list[ShardBackend]
-) -> Iterator[Client]:
-    with TemporaryDirectory() as sockets, running(config, backends, request.param, Path(sockets)) as client:
-        yield client
 
 
 @pytest.fixture

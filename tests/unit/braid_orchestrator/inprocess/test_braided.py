@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from braids import oracle_log_probs
+from braids import oracle_log_probs, shaken
 from models import save_tiny_model, tiny_backend
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,14 +37,6 @@ def wrappers() -> list[ModelWrapper]:
         ModelWrapper.from_backend(tiny_backend("left", 1, width=32, num_layers=3)),
         ModelWrapper.from_backend(tiny_backend("right", 2, width=48, num_layers=4)),
     ]
-
-
-def shaken(braided: BraidedLLM) -> BraidedLLM:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in braided.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return braided
 
 
 def make(wrappers: list[ModelWrapper], **options: object) -> BraidedLLM:

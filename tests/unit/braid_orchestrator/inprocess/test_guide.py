@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from braids import shaken
 from models import save_tiny_model
 from torch import Tensor, nn
 
@@ -46,14 +47,6 @@ def models(folders: dict[str, str]) -> list[ModelWrapper]:
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_STRATEGIES", dict(registry._STRATEGIES))
     yield
-
-
-def shaken(braided: BraidedLLM) -> BraidedLLM:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in braided.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return braided
 
 
 def test_hidden_states_of_every_layer_can_be_reached(folders: dict[str, str]) -> None:
