@@ -332,7 +332,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMismatchError, match=r"\(frozen\)"):
         trainer(grafted(seed=1), max_steps=2).train(tmp_path)
     other = FusionConfig(fusion_positions=(0, 2), fusion_alpha=0.5)
-    with pytest.raises(CheckpointMismatchError, match=r"fusion_config.fusion_alpha: the checkpoint has 1.0"):
+    with pytest.raises(CheckpointMismatchError, match=r"fusion_config.fusion_alpha: the checkpoint has 3.0"):
         trainer(grafted(other), max_steps=2).train(tmp_path)
     with pytest.raises(CheckpointMismatchError, match=r"another source of data: .*sampled_ids_sha256"):
         FusionTrainer(

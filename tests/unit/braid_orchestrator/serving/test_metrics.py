@@ -218,7 +218,7 @@ async def test_a_request_that_nobody_could_decide_is_counted_and_logged_as_refus
 ) -> None:
     metered = MeteredService(FakeService())
     operation = "generate" if isinstance(request_, GenerateRequest) else "score"
-    with caplog.at_level("INFO"), pytest.raises(NoDeciderError):
+    with caplog.at_level("INFO", logger="braid_orchestrator"), pytest.raises(NoDeciderError):
         await metered.decide(request_)
     (record,) = caplog.records
     assert (record.message, record.operation, record.model) == ("request refused", operation, "pair")  # type: ignore[attr-defined]
