@@ -14,7 +14,7 @@ _LABELS = {"graft": "grafted", "lora": "LoRA", "mlp": "MLP adapter"}
 
 
 def plot_graft_quality(report: Report, path: Path) -> None:
-    """Bars per preset and method, the bare model as a line; and what leaving a component out costs.
+    """Points per preset and method with their spread over seeds; and what leaving a component out costs.
 
     Raises: InvalidRequestError without matplotlib.
     """
@@ -40,7 +40,7 @@ def _draw_contest(axes: Any, model: str, raw: Any) -> None:
     contests = [one for one in raw["contests"] if one["model"] == model]
     presets = list(dict.fromkeys(one["preset"] for one in contests))
     methods = list(dict.fromkeys(one["method"] for one in contests))
-    width = 0.8 / len(methods)
+    width = 0.5 / len(methods)
     for index, method in enumerate(methods):
         tests = [
             [result["test"] for result in one["results"]]
@@ -48,20 +48,18 @@ def _draw_contest(axes: Any, model: str, raw: Any) -> None:
             for one in contests
             if (one["preset"], one["method"]) == (preset, method)
         ]
-        axes.bar(
+        axes.errorbar(
             [place + (index - (len(methods) - 1) / 2) * width for place in range(len(presets))],
             [fmean(values) for values in tests],
-            width,
             yerr=[pstdev(values) for values in tests],
+            fmt="o",
+            capsize=4,
             label=_LABELS[method],
             color=_COLOURS[method],
         )
-    bare = raw["bare"][model]["test"]
-    axes.axhline(bare, color="grey", linestyle="--", label=f"bare ({bare:.2f})")
-    lowest = min(result["test"] for one in contests for result in one["results"])
-    axes.set_ylim(lowest * 0.97, bare * 1.01)
     axes.set_xticks(range(len(presets)), presets)
-    axes.set_title(Path(model).name)
+    axes.set_title(f"{Path(model).name} (bare: {raw['bare'][model]['test']:.2f})")
+    axes.grid(axis="y", alpha=0.3)
     axes.set_ylabel("bits per byte, test text")
     axes.legend(fontsize="small")
 
