@@ -27,6 +27,7 @@ from braid_fusion.differences import differences
 from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights, WeightMismatch
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
+from braid_fusion.tensor_match import check_same_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -165,18 +166,7 @@ def load_weights(stack: FusionStack, folder: Path | str) -> WeightCard:
     if unlike:
         raise WeightMismatch(f"weights {card.version!r} were made for another braid: {'; '.join(unlike)}")
     tensors = _read_tensors(folder / WEIGHTS_FILE, card.weights_sha256)
-    expected = stack.state_dict()
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or surplus:
-        raise CorruptWeights(
-            f"{folder / WEIGHTS_FILE}: missing tensors {missing}, unexpected tensors {surplus}"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CorruptWeights(
-                f"{folder / WEIGHTS_FILE}: {name}: "
-                f"got {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-            )
+    check_same_tensors(folder / WEIGHTS_FILE, tensors, stack.state_dict())
     stack.load_state_dict(tensors)
     return card
 

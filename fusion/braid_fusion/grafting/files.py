@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from braid_fusion.differences import differences
 from braid_fusion.errors import CorruptWeights, GraftConfigError, UnknownWeights, WeightMismatch
 from braid_fusion.resonance.config import FusionConfig
+from braid_fusion.tensor_match import check_same_tensors
 from braid_fusion.whole_file import write_whole
 
 FORMAT = 1
@@ -80,19 +81,11 @@ def load_weights(
     if unlike:
         raise WeightMismatch(f"{path}: weights of other grafted layers: {'; '.join(unlike)}")
     expected = fusion_layers.state_dict()
-    missing, surplus = (
-        sorted(expected.keys() - saved.tensors.keys()),
-        sorted(saved.tensors.keys() - expected.keys()),
-    )
-    if missing or surplus:
-        raise CorruptWeights(f"{path}: missing tensors {missing}, unexpected tensors {surplus}")
+    check_same_tensors(path, saved.tensors, expected)
     for name, tensor in saved.tensors.items():
         wanted = expected[name]
-        if tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point():
-            raise CorruptWeights(
-                f"{path}: {name}: got {tensor.dtype} {tuple(tensor.shape)}, "
-                f"expected {wanted.dtype} {tuple(wanted.shape)}"
-            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise CorruptWeights(f"{path}: {name}: got {tensor.dtype}, expected {wanted.dtype}")
         if not bool(tensor.isfinite().all()):
             raise CorruptWeights(f"{path}: {name}: got NaN or infinity, expected finite numbers")
     fusion_layers.load_state_dict(saved.tensors)
