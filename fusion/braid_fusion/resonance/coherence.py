@@ -93,7 +93,7 @@ class CoherenceGate(nn.Module):
 
     gate = σ(steepness · (z − offset)), z = (C − mean) / spread with the mean and spread of random states of
     this many primes. A threshold on C itself, as published, is shut for good: of 25 primes a random state has C
-    ≈ 0.07 to 0.21. ``threshold`` is a fraction of random states instead: offset starts where that share of them
+    ≈ 0.07 (quaternions) to 0.21 (real). ``threshold`` is a fraction of random states instead: offset starts where that share of them
     lies below, so 0.7 lets pass the most coherent 30 %. Steepness and offset are learned.
 
     Args:
