@@ -93,8 +93,8 @@ class CoherenceGate(nn.Module):
 
     gate = σ(steepness · (z − offset)), z = (C − mean) / spread with the mean and spread of random states of
     this many primes. A threshold on C itself, as published, is shut for good: of 25 primes a random state has C
-    ≈ 0.07 (quaternions) to 0.21 (real). ``threshold`` is a fraction of random states instead: offset starts where that share of them
-    lies below, so 0.7 lets pass the most coherent 30 %. Steepness and offset are learned.
+    ≈ 0.07 (quaternions) to 0.21 (real). ``threshold`` is a fraction of random states instead: offset starts where
+    that share of them lies below, so 0.7 lets pass the most coherent 30 %. Steepness and offset are learned.
 
     Args:
         num_primes, amplitude_dim: P and A of the states whose coherence comes in.
