@@ -36,7 +36,7 @@ class ResonanceWrapper(nn.Module):
 
     Args:
         base_model: from ``AutoModelForCausalLM``, or alike.
-        config: `FusionConfig`; what it leaves open is taken from the model.
+        config: None: `FusionConfig.full()`; what it leaves open is taken from the model.
         freeze_base: turn the base parameters' gradients off, until `unwrap`. Otherwise they stay as they are.
 
     The layers' parameters are float32 (float64 for a model in float64), each on the device of its decoder layer.
@@ -65,7 +65,7 @@ class ResonanceWrapper(nn.Module):
             )
         stack, layers = find_stack(base_model)
         width = base_model.config.get_text_config().hidden_size
-        config = (config or FusionConfig()).resolve(width, len(layers))
+        config = (config or FusionConfig.full()).resolve(width, len(layers))
         generator = torch.Generator().manual_seed(config.seed)
         fusion_layers = nn.ModuleDict()
         for position in config.fusion_positions or ():

@@ -32,8 +32,9 @@ class GraftOutput(NamedTuple):
 class ResonanceFusionLayer(nn.Module):
     """h ← h + α · out(core(in(norm(h)))), exactly h until it is trained, because ``out`` starts at zero.
 
-    α starts at ``fusion_alpha``. States are normalised without parameters, so that layers of any scale look alike.
-    All draws come from ``generator``, or from one seeded by the configuration. Parameters are float32 on the CPU.
+    ``config`` None: `FusionConfig.full()`. α starts at ``fusion_alpha``. States are normalised without parameters, so
+    that layers of any scale look alike. All draws come from ``generator``, or from one seeded by the configuration.
+    Parameters are float32 on the CPU.
 
     Raises: GraftConfigError if the configuration is for another width.
     """
@@ -42,7 +43,7 @@ class ResonanceFusionLayer(nn.Module):
         self, hidden_dim: int, config: FusionConfig | None = None, generator: Generator | None = None
     ) -> None:
         super().__init__()
-        self.config = config = (config or FusionConfig()).resolve(hidden_dim)
+        self.config = config = (config or FusionConfig.full()).resolve(hidden_dim)
         self.hidden_dim = hidden_dim
         if generator is None:
             generator = torch.Generator().manual_seed(config.seed)

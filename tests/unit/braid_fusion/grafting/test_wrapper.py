@@ -47,6 +47,14 @@ def test_training_moves_the_grafts_and_not_one_bit_of_the_base(checkpointing: bo
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_what_a_wrapper_takes_when_given_nothing_is_the_preset_that_learned_the_most() -> None:
+    wrapper = ResonanceWrapper(make_model("gpt2"))
+    own = FusionConfig.full().resolve(wrapper.fusion_config.hidden_dim, wrapper.config.num_hidden_layers)
+    assert wrapper.fusion_config == own
+    layer = next(iter(wrapper.fusion_layers.values()))
+    assert type(layer)(own.hidden_dim).config.enabled_components == own.enabled_components
+
+
 def test_checkpointed_gradients_are_the_plain_ones() -> None:
     gradients = []
     for checkpointing in (False, True):
