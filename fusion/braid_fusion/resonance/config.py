@@ -193,6 +193,15 @@ class FusionConfig:
         standard = cls.standard(**changes)
         return replace(standard, fusion_positions=spread(standard.num_fusion_layers, num_layers))
 
+    def without(self, component: str) -> FusionConfig:
+        """The same without a component, and without those that work on what it makes.
+
+        Raises: GraftConfigError if nothing is left.
+        """
+        gone = {component, *(name for name, needed in _NEEDS.items() if needed == component)}
+        kept = tuple(name for name in self.enabled_components if name not in gone)
+        return replace(self, enabled_components=kept)
+
     def resolve(self, hidden_dim: int, num_layers: int | None = None) -> FusionConfig:
         """The same with nothing left open, for a model of that width and depth.
 

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from braid_fusion.resonance.config import COMPONENTS, FusionConfig
+from braid_orchestrator.bench.finished_runs import FinishedRuns
 from braid_orchestrator.bench.graft_runs import (
     GRAFT,
     LORA,
@@ -82,9 +83,16 @@ class Contest:
 Key = tuple[str, str, str]  # model, preset, method
 
 
-def run_graft_quality(options: QualityOptions, progress: Progress = lambda what, done, total: None) -> Report:
-    """All runs, as many at a time as there are cores. Raises: BraidError if one fails."""
-    with _Pool(progress) as pool:
+def run_graft_quality(
+    options: QualityOptions,
+    progress: Progress = lambda what, done, total: None,
+    finished_runs: Path | None = None,
+) -> Report:
+    """All runs, as many at a time as there are cores; those in ``finished_runs`` are not run again.
+
+    Raises: BraidError if one fails.
+    """
+    with _Pool(progress, FinishedRuns(finished_runs)) as pool:
         bare = dict(
             zip(options.models, pool.run([_spec(options, model) for model in options.models]), strict=True)
         )
@@ -127,8 +135,9 @@ def run_graft_quality(options: QualityOptions, progress: Progress = lambda what,
 class _Pool:
     """Runs as many trainings at a time as there are cores."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, finished: FinishedRuns) -> None:
         self._progress = progress
+        self._finished = finished
         self._done = self._total = 0
         self._crew = Crew()
         self._idle: SimpleQueue[Any] = SimpleQueue()
@@ -151,11 +160,14 @@ class _Pool:
         return list(self._threads.map(self._run_one, specs))
 
     def _run_one(self, spec: RunSpec) -> RunResult:
-        worker = self._idle.get()
-        try:
-            result: RunResult = worker.call("run", spec)
-        finally:
-            self._idle.put(worker)
+        result = self._finished.find(spec)
+        if result is None:
+            worker = self._idle.get()
+            try:
+                result = worker.call("run", spec)
+            finally:
+                self._idle.put(worker)
+            self._finished.note(spec, result)
         self._done += 1
         self._progress(_describe(spec), self._done, self._total)
         return result
@@ -272,9 +284,11 @@ def _ablation_table(model: str, whole: Contest, ablations: Mapping[str, Sequence
     ]
     for name, results in ablations.items():
         differences = [result.test - full for result, full in zip(results, whole.test, strict=True)]
+        kept = getattr(FusionConfig, ABLATED)().without(name).enabled_components
+        left_out = [name, *(one for one in COMPONENTS if one != name and one not in kept)]
         rows.append(
             (
-                name,
+                ", ".join(left_out),
                 results[0].num_parameters,
                 f"{fmean(result.test for result in results):.4f}",
                 f"{fmean(differences):+.4f}",

@@ -31,7 +31,8 @@ WINDOWS_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """``method`` None: the bare model. ``without``: a component left out of the preset. ``num_parameters``: what LoRA
+    """``method`` None: the bare model. ``without``: a component left out of the preset, with
+    those that need it. ``num_parameters``: what LoRA
     and the MLP adapter have to come near to."""
 
     model: str
@@ -98,8 +99,7 @@ def extend(model: Any, spec: RunSpec) -> tuple[nn.Module, int]:
         return model, 0
     preset: FusionConfig = getattr(FusionConfig, spec.preset)()
     if spec.without is not None:
-        kept = tuple(name for name in preset.enabled_components if name != spec.without)
-        preset = replace(preset, enabled_components=kept)
+        preset = preset.without(spec.without)
     graft = ResonanceWrapper(model, replace(preset, seed=spec.seed))
     size = graft.num_fusion_parameters()
     if spec.method == GRAFT:

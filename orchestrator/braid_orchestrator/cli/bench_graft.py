@@ -54,6 +54,12 @@ def graft_quality(
         bool, typer.Option("--ablate/--no-ablate", help="Also leave each component out once.")
     ] = True,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to put a picture (PNG).")] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Keeps each run's result (JSON lines); those in it are not run again."
+        ),
+    ] = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
@@ -69,7 +75,7 @@ def graft_quality(
     options = QualityOptions(tuple(model), str(text), ablate=ablate, num_seeds=seeds)
     options = replace(options, num_steps=steps or options.num_steps)
     with progress_bar() as progress:
-        report = run_graft_quality(options.quick() if quick else options, progress)
+        report = run_graft_quality(options.quick() if quick else options, progress, runs)
     if plot is not None:
         plot_graft_quality(report, plot)
     show(report, as_json, markdown)

@@ -191,3 +191,14 @@ def test_widths_are_free_where_no_quaternions_live_in_them() -> None:
 def test_unknown_keys_are_named(plain: Any, says: str) -> None:
     with pytest.raises(GraftConfigError, match=says):
         FusionConfig.from_dict(plain)
+
+
+def test_what_is_left_without_a_component_can_always_be_built() -> None:
+    full = FusionConfig.full()
+    for name in full.enabled_components:
+        left = full.without(name).enabled_components
+        gone = {"prime": {"prime", "prsc", "smf"}}.get(name, {name})
+        assert set(left) == set(full.enabled_components) - gone
+        FusionConfig.full().without(name).resolve(64, 5)
+    with pytest.raises(GraftConfigError, match="got none"):
+        FusionConfig.minimal().without("prime")
