@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
 
+from braid_orchestrator.bench.graft_quality import deviation
 from braid_orchestrator.bench.report import Report
 from braid_rpc.errors import InvalidRequestError
 
@@ -51,7 +52,7 @@ def _draw_contest(axes: Any, model: str, raw: Any) -> None:
         axes.errorbar(
             [place + (index - (len(methods) - 1) / 2) * width for place in range(len(presets))],
             [fmean(values) for values in tests],
-            yerr=[pstdev(values) for values in tests],
+            yerr=[deviation(values) for values in tests],
             fmt="o",
             capsize=4,
             label=_LABELS[method],
@@ -81,9 +82,10 @@ def _draw_ablation(axes: Any, model: str, raw: Any) -> None:
     axes.barh(
         names,
         [fmean(values) for values in differences],
-        xerr=[pstdev(values) for values in differences],
+        xerr=[deviation(values) for values in differences],
         color=_COLOURS["graft"],
     )
     axes.axvline(0.0, color="grey")
     axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("bits per byte more without it")

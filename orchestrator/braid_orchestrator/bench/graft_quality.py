@@ -264,7 +264,7 @@ def _contest_table(
                     preset,
                     results[0].num_parameters,
                     f"{fmean(contest.test):.4f}",
-                    f"{_deviation(contest.test):.4f}",
+                    f"{deviation(contest.test):.4f}",
                     f"{contest.learning_rate:g}",
                     fmean(result.seconds for result in results),
                 )
@@ -292,7 +292,7 @@ def _ablation_table(model: str, whole: Contest, ablations: Mapping[str, Sequence
                 results[0].num_parameters,
                 f"{fmean(result.test for result in results):.4f}",
                 f"{fmean(differences):+.4f}",
-                f"{_deviation(differences):.4f}",
+                f"{deviation(differences):.4f}",
             )
         )
     return Table(
@@ -319,5 +319,6 @@ def _targets(options: QualityOptions, contests: Mapping[Key, Contest]) -> Iterab
                 )
 
 
-def _deviation(values: Sequence[float]) -> float:
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation; 0 of one alone."""
     return stdev(values) if len(values) > 1 else 0.0
