@@ -1,0 +1,1 @@
+"""Training of a braid's fusion modules against its services."""

@@ -1,0 +1,121 @@
+"""Data sets of the `datasets` library: local folders as it reads them, and what it says when it can't."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from braid_orchestrator.training.data.documents import Skipped
+from braid_orchestrator.training.data.hub import open_dataset
+from braid_orchestrator.training.data.sources import ReadingOptions, find_source
+from braid_rpc.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
+
+datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two splits in two formats, with a column too many."""
+    path = tmp_path / "verses"
+    path.mkdir()
+    rows = [{"text": f"train {i}", "id": i} for i in range(5)]
+    (path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tests = [{"text": f"test {i}", "id": i} for i in range(2)]
+    (path / "test.jsonl").write_text("\n".join(map(json.dumps, tests)))
+    return path
+
+
+def texts(spec: str, field: str | None = None) -> list[str]:
+    source = find_source(spec, ReadingOptions(field=field))
+    documents = list(source.documents(Skipped()))
+    assert source.size == sum(document.size for document in documents) and source.spec == spec
+    assert [document.where for document in documents] == [f"{spec}[{n}]" for n in range(len(documents))]
+    return [document.text for document in documents]
+
+
+def test_a_folder_is_read_by_splits(folder: Path) -> None:
+    training = [f"train {i}" for i in range(5)]
+    assert texts(f"hf:{folder}") == texts(f"hf:{folder}:train") == texts("hf:./verses::text") == training
+    assert texts(f"hf:{folder}:test:text") == ["test 0", "test 1"]
+    assert texts(f"hf:{folder}@default:train[1:3]:text") == ["train 1", "train 2"]
+
+
+def test_parquet_and_prompts_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "sums"
+    path.mkdir()
+    rows = datasets.Dataset.from_dict({"prompt": ["1+1="], "completion": ["2"], "level": [1]})
+    rows.to_parquet(path / "train.parquet")
+    (document,) = find_source(f"hf:{path}", ReadingOptions()).documents(Skipped())
+    assert (document.prompt, document.text) == ("1+1=", "2")
+    assert texts(f"hf:{path}:train:completion") == texts(f"hf:{path}", "completion") == ["2"]
+    assert texts(f"hf:{path}:train:completion", "prompt") == ["2"]
+
+
+def test_one_split_is_known_by_whatever_name(folder: Path) -> None:
+    names = {f"hf:{folder}", f"hf:{folder}:train", f"hf:{folder}:train:text"}
+    assert len({find_source(name, ReadingOptions()).origins for name in names}) == 1
+    assert (
+        find_source(f"hf:{folder}:test", ReadingOptions()).origins
+        != open_dataset(f"hf:{folder}", None).origin
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("hf:", InvalidRequestError, r"^hf:: expected the form hf:NAME\[@CONFIG\]\[:SPLIT\[:FIELD\]\]$"),
+        ("hf:a:b:c:d", InvalidRequestError, "expected the form"),
+        ("hf:{}:body", InvalidRequestError, 'cannot be loaded: Unknown split "body"'),
+        ("hf:{}@french", InvalidRequestError, "cannot be loaded: BuilderConfig 'french' not found"),
+        ("hf:{}:train:body", InvalidRequestError, "got the fields 'text', 'id', expected 'body'"),
+        ("hf:{}:train:id", InvalidRequestError, r"train:id\[0\]: id: got int, expected a text"),
+        ("hf:{}/none", NotFoundError, "no such data set: "),
+        ("hf:owner/poems", UnavailableError, "hf:owner/poems: the hub cannot be reached: "),
+    ],
+)
+def test_what_cannot_be_had_is_said(folder: Path, spec: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        texts(spec.format(folder))
+
+
+def test_damaged_data_are_refused_with_the_cause(tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    path.mkdir()
+    (path / "train.jsonl").write_text('{"text": "a"}\n{"text": ')
+    with pytest.raises(InvalidRequestError, match=rf"hf:{path}: cannot be loaded: .* \(.*JSON"):
+        texts(f"hf:{path}")
+
+
+def test_the_extra_is_named_where_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ConfigError, match=r"the package `datasets` is not installed.*pip install 'braid\[data\]'"
+    ):
+        find_source("hf:owner/poems", ReadingOptions())
+
+
+def test_rows_of_a_hub_are_read_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str) -> Any:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_dict({"text": ["a", "b"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert texts("hf:owner/poems@short:train[:10%]") == ["a", "b"]
+    assert asked == [("owner/poems", "short", "train[:10%]")]
