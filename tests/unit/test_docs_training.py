@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from models import save_tiny_model
 
 from braid_fusion import TrainingConfig
 from braid_fusion.training.checkpoint import steps_in
+from braid_orchestrator.training.data import TEXT_SUFFIXES, hub
+from braid_orchestrator.training.data.json_lines import JSON_LINES_SUFFIXES
 
 TRAINING = REPOSITORY / "docs" / "training.md"
 
@@ -54,3 +57,10 @@ def test_every_key_of_a_training_is_documented_with_its_default() -> None:
         expected = list(field.default) if isinstance(field.default, tuple) else field.default
         found = yaml.safe_load(documented)
         assert (float(found) if isinstance(expected, float) else found) == expected, field.name
+
+
+def test_the_ways_to_name_a_text_are_documented_as_they_are() -> None:
+    rows = table_under(TRAINING, "Data").by_first_column()
+    assert tuple(re.findall(r"`(\.[\w.]+)`", rows["a folder"]["documents"])) == TEXT_SUFFIXES
+    assert hub.FORM in rows
+    assert [name for name in rows if all(f"`{suffix}" in name for suffix in JSON_LINES_SUFFIXES)]
