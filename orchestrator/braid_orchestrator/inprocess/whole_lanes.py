@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +22,22 @@ from braid_fusion.mixing import log_probabilities
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.lanes import Lanes
 from braid_orchestrator.engine.packing import WovenRows, pack_lane
-from braid_services.shard.backend import ShardBackend
+from braid_rpc.cards import ShardCard
 
 _KEPT_LANES = 8
 _lanes_of_plans: OrderedDict[tuple[object, ...], Lanes] = OrderedDict()
 _lanes_lock = threading.Lock()
+
+
+class Reader(Protocol):
+    """What is asked of a shard: how it reads."""
+
+    @property
+    def card(self) -> ShardCard:
+        """What the shard says about itself."""
+
+    def tokenizer_json(self) -> str:
+        """Its tokenizer in the format of the `tokenizers` library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,11 @@ class WholeRows:
     logit_rows: Sequence[int]
     reads_R: Tensor | None = None  # noqa: N815 - shape letters
     pending: tuple[bytes | None, ...] = ()
+
+    @property
+    def takes_all_rows(self) -> bool:
+        """Whether the logits of all rows are wanted, in order."""
+        return self.logit_rows == range(self.token_ids_T.shape[0])
 
     def at_logit_rows(self, rows_X: Tensor) -> Tensor:
         """Results of `logit_rows` as (R, …), zeros where there is none."""
@@ -86,7 +103,7 @@ class WholeLanes:
 
 
 def whole_lanes(
-    backends: Sequence[ShardBackend],
+    backends: Sequence[Reader],
     plan: BraidPlan,
     token_ids_T: Tensor,
     lengths: Sequence[int],
@@ -129,7 +146,7 @@ def whole_lanes(
     return WholeLanes(plan, tuple(rows), alignment, lanes)
 
 
-def lanes_of(backends: Sequence[ShardBackend], plan: BraidPlan) -> Lanes:
+def lanes_of(backends: Sequence[Reader], plan: BraidPlan) -> Lanes:
     """The tokenizers of these shards; made once."""
     cards = [backend.card for backend in backends]
     limits = tuple((card.context_length, tuple(card.eos_token_ids)) for card in cards)

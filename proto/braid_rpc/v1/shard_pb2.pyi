@@ -227,3 +227,85 @@ class Closed(_message.Message):
     CACHE_BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
     cache_bytes_free: int
     def __init__(self, cache_bytes_free: _Optional[int] = ...) -> None: ...
+
+class SpanInputs(_message.Message):
+    __slots__ = ("start_layer", "end_layer", "lengths", "token_ids", "hidden", "head")
+    START_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    start_layer: int
+    end_layer: int
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _tensor_pb2.Tensor
+    hidden: _tensor_pb2.Tensor
+    head: HeadInputs
+    def __init__(self, start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., head: _Optional[_Union[HeadInputs, _Mapping]] = ...) -> None: ...
+
+class HeadInputs(_message.Message):
+    __slots__ = ("logit_rows", "targets", "vocab_size", "want_features", "want_logits")
+    LOGIT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WANT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    WANT_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    logit_rows: _tensor_pb2.Tensor
+    targets: _tensor_pb2.Tensor
+    vocab_size: int
+    want_features: bool
+    want_logits: bool
+    def __init__(self, logit_rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., targets: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., vocab_size: _Optional[int] = ..., want_features: _Optional[bool] = ..., want_logits: _Optional[bool] = ...) -> None: ...
+
+class SpanOutputs(_message.Message):
+    __slots__ = ("hidden", "target_logprobs", "features", "logits")
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    hidden: _tensor_pb2.Tensor
+    target_logprobs: _tensor_pb2.Tensor
+    features: _tensor_pb2.Tensor
+    logits: _tensor_pb2.Tensor
+    def __init__(self, hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., target_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ForwardRequest(_message.Message):
+    __slots__ = ("inputs", "graph_id")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_ID_FIELD_NUMBER: _ClassVar[int]
+    inputs: SpanInputs
+    graph_id: str
+    def __init__(self, inputs: _Optional[_Union[SpanInputs, _Mapping]] = ..., graph_id: _Optional[str] = ...) -> None: ...
+
+class ForwardReply(_message.Message):
+    __slots__ = ("outputs", "model_hash", "timings")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    outputs: SpanOutputs
+    model_hash: str
+    timings: _tensor_pb2.StepTimings
+    def __init__(self, outputs: _Optional[_Union[SpanOutputs, _Mapping]] = ..., model_hash: _Optional[str] = ..., timings: _Optional[_Union[_tensor_pb2.StepTimings, _Mapping]] = ...) -> None: ...
+
+class BackwardRequest(_message.Message):
+    __slots__ = ("graph_id", "gradients", "inputs")
+    GRAPH_ID_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    graph_id: str
+    gradients: SpanOutputs
+    inputs: SpanInputs
+    def __init__(self, graph_id: _Optional[str] = ..., gradients: _Optional[_Union[SpanOutputs, _Mapping]] = ..., inputs: _Optional[_Union[SpanInputs, _Mapping]] = ...) -> None: ...
+
+class BackwardReply(_message.Message):
+    __slots__ = ("hidden", "is_gone", "model_hash", "timings")
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    IS_GONE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    hidden: _tensor_pb2.Tensor
+    is_gone: bool
+    model_hash: str
+    timings: _tensor_pb2.StepTimings
+    def __init__(self, hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., is_gone: _Optional[bool] = ..., model_hash: _Optional[str] = ..., timings: _Optional[_Union[_tensor_pb2.StepTimings, _Mapping]] = ...) -> None: ...

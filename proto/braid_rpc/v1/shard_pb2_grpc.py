@@ -60,6 +60,16 @@ class ShardStub:
                 request_serializer=braid__rpc_dot_v1_dot_shard__pb2.ShardRequest.SerializeToString,
                 response_deserializer=braid__rpc_dot_v1_dot_shard__pb2.ShardReply.FromString,
                 _registered_method=True)
+        self.Forward = channel.unary_unary(
+                '/braid.v1.Shard/Forward',
+                request_serializer=braid__rpc_dot_v1_dot_shard__pb2.ForwardRequest.SerializeToString,
+                response_deserializer=braid__rpc_dot_v1_dot_shard__pb2.ForwardReply.FromString,
+                _registered_method=True)
+        self.Backward = channel.unary_unary(
+                '/braid.v1.Shard/Backward',
+                request_serializer=braid__rpc_dot_v1_dot_shard__pb2.BackwardRequest.SerializeToString,
+                response_deserializer=braid__rpc_dot_v1_dot_shard__pb2.BackwardReply.FromString,
+                _registered_method=True)
 
 
 class ShardServicer:
@@ -97,6 +107,20 @@ class ShardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forward(self, request, context):
+        """One span over whole sequences, without a session: for training what stands between the spans. The shard keeps
+        the span's graph for a while, bounded in memory and time, and computes it again from its inputs when it is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backward(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +148,16 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=braid__rpc_dot_v1_dot_shard__pb2.ShardRequest.FromString,
                     response_serializer=braid__rpc_dot_v1_dot_shard__pb2.ShardReply.SerializeToString,
+            ),
+            'Forward': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forward,
+                    request_deserializer=braid__rpc_dot_v1_dot_shard__pb2.ForwardRequest.FromString,
+                    response_serializer=braid__rpc_dot_v1_dot_shard__pb2.ForwardReply.SerializeToString,
+            ),
+            'Backward': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backward,
+                    request_deserializer=braid__rpc_dot_v1_dot_shard__pb2.BackwardRequest.FromString,
+                    response_serializer=braid__rpc_dot_v1_dot_shard__pb2.BackwardReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +296,60 @@ class Shard:
             '/braid.v1.Shard/Run',
             braid__rpc_dot_v1_dot_shard__pb2.ShardRequest.SerializeToString,
             braid__rpc_dot_v1_dot_shard__pb2.ShardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/braid.v1.Shard/Forward',
+            braid__rpc_dot_v1_dot_shard__pb2.ForwardRequest.SerializeToString,
+            braid__rpc_dot_v1_dot_shard__pb2.ForwardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/braid.v1.Shard/Backward',
+            braid__rpc_dot_v1_dot_shard__pb2.BackwardRequest.SerializeToString,
+            braid__rpc_dot_v1_dot_shard__pb2.BackwardReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,6 +25,7 @@ from braid_services.shard.forward import SpanForward
 from braid_services.shard.quantization import canonical, quantize, stored_quantization
 from braid_services.shard.spans import SpanModel
 from braid_services.shard.stream import ShardStream
+from braid_services.shard.training.backend import ShardTraining
 
 
 class ShardBackend:
@@ -59,7 +60,9 @@ class ShardBackend:
         self._tokenizer = loading.fast_tokenizer(tokenizer, f"shard {config.name!r}")
         self._tokenizer_json = self._tokenizer.to_str() if self._tokenizer else ""
         self._watch: threading.Timer | None = None
-        self._fixed_card = self._make_card(model_hash or fingerprint.model_hash(model))
+        model_hash = model_hash or fingerprint.model_hash(model)
+        self.training = ShardTraining(self.spans, config, self.context_length, model_hash)
+        self._fixed_card = self._make_card(model_hash)
 
     @classmethod
     def load(cls, config: ShardConfig) -> ShardBackend:
@@ -177,5 +180,6 @@ class ShardBackend:
             num_parameters=self.model.num_parameters(),
             quantization=stored_quantization(self.model),
             frames=formats_for(str(self.spans.dtype).removeprefix("torch.")),
+            supports_backward=not self.training.refusal,
             eos_token_ids=loading.eos_token_ids(self.model),
         )

@@ -16,6 +16,9 @@ class ShardConfig:
     they are allocated in blocks of ``block_tokens``. Sessions untouched for ``session_ttl_s`` are evicted.
     ``max_message_bytes`` bounds one message on the wire, both ways. ``quantization`` is None, ``int8`` or ``nf4``.
     ``frames`` is the format of states on the wire, see `braid_rpc.frames`; None: the model's dtype.
+
+    Training takes at most ``training_share`` of the time while anybody is served (0: the shard refuses training), and
+    graphs of at most ``training_bytes`` wait for their gradients, each for at most ``training_ttl_s``.
     """
 
     name: str
@@ -30,3 +33,6 @@ class ShardConfig:
     role: str = ""
     quantization: str | None = None
     frames: str | None = None
+    training_share: float = 0.5
+    training_bytes: int = 256 * 2**20
+    training_ttl_s: float = 120.0

@@ -21,6 +21,7 @@ from braid_rpc.v1 import shard_pb2, shard_pb2_grpc, tensor_pb2
 from braid_services.frames import decode_frame, put_frame
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.stream import ShardStream
+from braid_services.shard.training.calls import TrainingCalls
 from braid_services.tensors import decode_torch, put_torch
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         self._frames = backend.card.frames
         self._dtype_code = frame_code(self._dtype)
         self._width = backend.spans.width
+        self._training = TrainingCalls(backend.training, self._max_bytes, self._max_result_bytes)
 
     def Describe(self, request: Any, context: Any) -> shard_pb2.ShardCard:  # noqa: N802
         """The shard's card, with the cache's present state."""
@@ -61,6 +63,14 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         """The text of token ids."""
         text = self._backend.detokenize(request.token_ids, keep_special_tokens=request.keep_special_tokens)
         return shard_pb2.DetokenizeReply(text=text)
+
+    def Forward(self, request: shard_pb2.ForwardRequest, context: Any) -> shard_pb2.ForwardReply:  # noqa: N802
+        """One span over whole sequences, for training."""
+        return self._training.forward(request)
+
+    def Backward(self, request: shard_pb2.BackwardRequest, context: Any) -> shard_pb2.BackwardReply:  # noqa: N802
+        """The gradient of the states that entered it."""
+        return self._training.backward(request)
 
     def Run(self, request_iterator: Iterator[Any], context: Any) -> Iterator[shard_pb2.ShardReply]:  # noqa: N802
         """One caller's sessions, for as long as the stream lasts. A refused request leaves the stream usable."""

@@ -26,6 +26,7 @@ from braid_rpc.errors import (
     UnsupportedModelError,
 )
 from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention
+from braid_services.shard.turns import ComputeLock
 from braid_services.trimming import trim
 
 _NO_STOP = -1
@@ -52,7 +53,7 @@ class SpanModel:
     def __init__(self, model: Any) -> None:
         """Use `of`. Raises: UnsupportedModelError."""
         self.model = model
-        self.lock = threading.Lock()
+        self.lock = ComputeLock()
         self.family: str = model.config.model_type
         self.layers = find_layers(model)
         self.num_layers = len(self.layers)
@@ -119,7 +120,18 @@ class SpanRun(greenlet):  # type: ignore[misc]
         self.head_input_RD: Tensor | None = None
         self.is_done = False
         self._model = model
+        self._first_layer = 0
         self._thread = threading.get_ident()
+
+    def begin_at(self, layer: int) -> None:
+        """Pass over the layers before ``layer``: what is given at the start goes into that one. Before any span.
+
+        The caller holds the model's lock.
+        """
+        if self.stop_layer != _NO_STOP or self.is_done:
+            raise StepOrderError(f"begin_at: got layer {layer} for a run under way, expected a new one")
+        self._first_layer = layer
+        self.advance(0, None)
 
     def advance(self, end_layer: int, hidden_TD: Tensor | None) -> Tensor:
         """Run up to ``end_layer`` from ``hidden_TD``; None at the start, or to leave the states as they are.
@@ -161,22 +173,37 @@ class SpanRun(greenlet):  # type: ignore[misc]
                 "a span run was started on another thread; one caller's steps stay on one thread"
             )
         self.parent = getcurrent()
-        model, stop = self._model, None
+        model = self._model
+        # For as long as they are wanted, around the layers' forwards: a module with hooks is slower to call.
+        replaced: list[tuple[dict[str, Any], Any]] = []
+        for index in range(self._first_layer):
+            _replace_forward(model.layers[index], _pass_over, replaced)
         if self.stop_layer != _NO_STOP:
-            # For as long as it is wanted, around the layer's forward: a module with hooks is slower to call.
             layer = model.layers[self.stop_layer]
-            stop = vars(layer)
-            forward = stop.get("forward")
-            stop["forward"] = partial(_pause_before, layer.forward)
+            _replace_forward(layer, partial(_pause_before, layer.forward), replaced)
         before = model.set_attention(PACKED_ATTENTION)
         try:
             return self.switch(hidden_TD)
         finally:
             model.set_attention(before)
-            if stop is not None:
-                del stop["forward"]
+            for attributes, forward in reversed(replaced):
+                del attributes["forward"]
                 if forward is not None:
-                    stop["forward"] = forward
+                    attributes["forward"] = forward
+
+
+def _replace_forward(
+    layer: nn.Module, forward: Callable[..., Any], replaced: list[tuple[dict[str, Any], Any]]
+) -> None:
+    """Put ``forward`` in a layer's place, and note what an instance had of its own there."""
+    attributes = vars(layer)
+    replaced.append((attributes, attributes.get("forward")))
+    attributes["forward"] = forward
+
+
+def _pass_over(*args: Any, **kwargs: Any) -> Any:
+    """A layer that changes nothing."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 def _logits(model: Any, input_ids: Tensor, position_ids: Tensor, _: None) -> Tensor:

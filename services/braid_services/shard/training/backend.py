@@ -1,0 +1,125 @@
+"""A shard's part in training: spans forward and backward for anyone who asks, beside those who are served.
+
+Shapes: T packed rows, R logit rows, D width. Knows torch and no network.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from braid_rpc.errors import InvalidRequestError, ShapeMismatchError, UnsupportedModelError
+from braid_rpc.steps import Timings
+from braid_rpc.training import BackwardResult, ForwardResult, SpanInputs, SpanOutputs
+from braid_services.shard.config import ShardConfig
+from braid_services.shard.spans import SpanModel
+from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
+from braid_services.shard.training.probing import why_not_backward
+from braid_services.shard.training.span import check_inputs, run_span
+from braid_services.shard.turns import TrainingTurns
+
+
+class ShardTraining:
+    """Stateless but for the graphs that it keeps, which cost only time when they are gone. Safe for threads.
+
+    ``refusal`` says why there is no backward; empty: there is.
+    """
+
+    def __init__(self, spans: SpanModel, config: ShardConfig, context_length: int, model_hash: str) -> None:
+        self._spans = spans
+        self._context_length = context_length
+        self._model_hash = model_hash
+        self._name = config.name
+        self.graphs = KeptGraphs(config.training_bytes, config.training_ttl_s)
+        self._turns = TrainingTurns(spans.lock, config.training_share or 1.0)
+        tensors = [*spans.model.parameters(), *spans.model.buffers()]
+        self._weights = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+        self.refusal = "its training_share is 0" if not config.training_share else why_not_backward(spans)
+
+    def forward(
+        self, inputs: SpanInputs[Tensor], graph_id: str = "", max_result_bytes: int | None = None
+    ) -> ForwardResult[Tensor]:
+        """Run a span; its results are on the CPU and without history. With a ``graph_id``, `backward` can follow.
+
+        Raises: UnsupportedModelError without backward; what `check_inputs` raises.
+        """
+        self._check_supported()
+        check_inputs(self._spans, inputs, self._context_length, max_result_bytes)
+        asked_s = time.perf_counter()
+        with self._turns.turn():
+            began_s = time.perf_counter()
+            if graph_id and inputs.hidden is not None:
+                graph = self._run(inputs, inputs.hidden)
+                self.graphs.keep(graph_id, graph)
+                outputs = graph.outputs
+            else:
+                with torch.no_grad():
+                    outputs = run_span(self._spans, inputs)
+            found = SpanOutputs(**{name: value.detach().cpu() for name, value in outputs.items()})
+            timings = Timings(compute_s=time.perf_counter() - began_s, wait_s=began_s - asked_s)
+        return ForwardResult(found, self._model_hash, timings)
+
+    def backward(
+        self,
+        graph_id: str,
+        gradients: SpanOutputs[Tensor],
+        inputs: SpanInputs[Tensor] | None = None,
+    ) -> BackwardResult[Tensor]:
+        """The gradient of the states that entered a span, (T, D), from those of what it gave; frees its graph.
+
+        Args:
+            inputs: of the span, where its graph is gone; it is run again. Without them the result says that it is.
+
+        Raises: UnsupportedModelError without backward; ShapeMismatchError, InvalidRequestError for gradients of
+            what the span does not give; what `check_inputs` raises.
+        """
+        self._check_supported()
+        graph = self.graphs.take(graph_id)
+        if graph is None:
+            if inputs is None:
+                return BackwardResult(None, self._model_hash)
+            check_inputs(self._spans, inputs, self._context_length)
+            if inputs.hidden is None:
+                raise InvalidRequestError("backward: got a span from the embedding, which has no gradient")
+        asked_s = time.perf_counter()
+        with self._turns.turn():
+            began_s = time.perf_counter()
+            if graph is None and inputs is not None and inputs.hidden is not None:
+                graph = self._run(inputs, inputs.hidden)
+            if graph is None:
+                raise InvalidRequestError("backward: got neither a graph nor the inputs of a span")
+            hidden_TD = _backward(graph, gradients).cpu()
+            timings = Timings(compute_s=time.perf_counter() - began_s, wait_s=began_s - asked_s)
+        return BackwardResult(hidden_TD, self._model_hash, timings)
+
+    def _run(self, inputs: SpanInputs[Tensor], hidden_TD: Tensor) -> SpanGraph:
+        leaf_TD = hidden_TD.detach().to(self._spans.device).requires_grad_()
+        saved = SavedBytes(self._weights)
+        with torch.enable_grad(), saved.counting():
+            outputs = run_span(self._spans, inputs, leaf_TD)
+        return SpanGraph(leaf_TD, outputs, saved.num_bytes)
+
+    def _check_supported(self) -> None:
+        if self.refusal:
+            raise UnsupportedModelError(f"shard {self._name!r}: cannot take part in training: {self.refusal}")
+
+
+def _backward(graph: SpanGraph, gradients: SpanOutputs[Tensor]) -> Tensor:
+    given = gradients.items()
+    if not given:
+        raise InvalidRequestError("backward: got no gradients, expected one at least")
+    outputs, wanted = [], []
+    for name, gradient in given:
+        output: Tensor | None = getattr(graph.outputs, name)
+        if output is None:
+            raise InvalidRequestError(f"backward: got a gradient of {name}, which the span did not give")
+        if gradient.shape != output.shape:
+            raise ShapeMismatchError(
+                f"backward: {name}: got {tuple(gradient.shape)}, expected {tuple(output.shape)}"
+            )
+        outputs.append(output)
+        wanted.append(gradient.to(output))
+    (hidden_TD,) = torch.autograd.grad(outputs, [graph.hidden_TD], wanted)
+    return hidden_TD

@@ -1,0 +1,135 @@
+"""Who is served goes first, and while anybody is served training keeps to its share."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from braid_services.shard.turns import SERVED_LATELY_S, ComputeLock, TrainingTurns
+
+WAIT_S = 10.0
+
+
+class Clock:
+    """Time that passes only when somebody works or sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_whoever_is_served_goes_before_training_that_came_first() -> None:
+    lock, order = ComputeLock(), []
+    waiting = [threading.Event(), threading.Event()]
+
+    def train() -> None:
+        waiting[0].set()
+        with lock.background():
+            order.append("training")
+
+    def serve() -> None:
+        waiting[1].set()
+        with lock:
+            order.append("serving")
+
+    with lock:
+        first = threading.Thread(target=train)
+        first.start()
+        waiting[0].wait(WAIT_S)
+        second = threading.Thread(target=serve)
+        second.start()
+        waiting[1].wait(WAIT_S)
+        while not lock.was_left_since(float("inf")):  # until the second one waits, too
+            pass
+    first.join(WAIT_S)
+    second.join(WAIT_S)
+    assert order == ["serving", "training"]
+
+
+def test_nobody_holds_it_together_with_another() -> None:
+    lock, inside, most = ComputeLock(), [0], [0]
+
+    def enter() -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        inside[0] -= 1
+
+    def serve() -> None:
+        for _ in range(200):
+            with lock:
+                enter()
+
+    def train() -> None:
+        for _ in range(200):
+            with lock.background():
+                enter()
+
+    threads = [threading.Thread(target=work) for work in (serve, train, serve, train)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1] and not lock.locked()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 1.0])
+def test_training_takes_no_more_than_its_share_of_the_time_while_somebody_is_served(share: float) -> None:
+    clock = Clock()
+    lock = ComputeLock(clock)
+
+    def sleep(seconds: float) -> None:
+        clock.pass_s(seconds)
+        with lock:  # somebody is served all the time
+            pass
+
+    turns = TrainingTurns(lock, share, clock=clock, sleep=sleep)
+    with lock:
+        pass
+    trained_s = 0.0
+    for length_s in (0.3, 0.02, 1.7, 0.4, 0.4):
+        with turns.turn():
+            clock.pass_s(length_s)
+        trained_s += length_s
+        with lock:
+            pass
+    with turns.turn():  # after the rest that the last one owes
+        pass
+    assert trained_s / clock.now_s == pytest.approx(share, abs=0.02)
+
+
+def test_training_alone_never_rests() -> None:
+    clock = Clock()
+    turns = TrainingTurns(ComputeLock(clock), 0.1, clock=clock, sleep=clock.pass_s)
+    for _ in range(5):
+        with turns.turn():
+            clock.pass_s(1.0)
+    assert clock.now_s == 5.0
+
+
+def test_a_rest_ends_when_nobody_is_served_any_more() -> None:
+    clock = Clock()
+    lock = ComputeLock(clock)
+    turns = TrainingTurns(lock, 0.01, clock=clock, sleep=clock.pass_s)
+    with lock:
+        pass
+    with turns.turn():
+        clock.pass_s(0.5)  # owes a rest of 49.5 s
+    with turns.turn():
+        pass
+    assert clock.now_s == pytest.approx(SERVED_LATELY_S, abs=0.05)
+
+
+def test_a_turn_that_fails_leaves_the_lock() -> None:
+    lock = ComputeLock()
+    turns = TrainingTurns(lock, 0.5)
+    with pytest.raises(ValueError, match="broken"), turns.turn():
+        raise ValueError("broken")
+    assert not lock.locked()
+    with turns.turn():
+        pass
