@@ -185,6 +185,27 @@ def precision(
     show(report, as_json, markdown)
 
 
+@app.command()
+def train(
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count; one more warms up.")] = None,
+    strategy: Annotated[str, typer.Option(help="Fusion strategy at the four points.")] = "mlp",
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """One optimisation step of fusion modules between two GPT-2-small shards: as services, and in process.
+
+    Takes some minutes on two idle cores, and 8 GB of memory. With `--quick` half a minute, and no meaning.
+    """
+    from braid_orchestrator.bench.train import TrainOptions, run_train
+
+    _check_strategy(strategy)
+    options = TrainOptions.quick() if quick else TrainOptions()
+    with progress_bar() as progress:
+        report = run_train(replace(options, rounds=rounds or options.rounds, strategy=strategy), progress)
+    show(report, as_json, markdown)
+
+
 app.command()(graft)
 app.command()(graft_quality)
 

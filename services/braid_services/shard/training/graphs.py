@@ -53,14 +53,17 @@ class SavedBytes:
 
 
 class KeptGraphs:
-    """Graphs by id. Whoever asks for room gets it from the oldest; one that is too large by itself is not kept."""
+    """Graphs by id. Whoever asks for room gets it from the oldest; one that is too large by itself is not kept.
+
+    ``peak_bytes`` is the most that were kept at the same time.
+    """
 
     def __init__(self, max_bytes: int, ttl_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_bytes = max_bytes
         self._ttl_s = ttl_s
         self._clock = clock
         self._graphs: OrderedDict[str, tuple[SpanGraph, float]] = OrderedDict()
-        self._num_bytes = 0
+        self._num_bytes = self.peak_bytes = 0
         self._lock = threading.Lock()
         self._watch: threading.Timer | None = None
 
@@ -83,6 +86,7 @@ class KeptGraphs:
                 self._drop(next(iter(self._graphs)))
             self._graphs[graph_id] = (graph, self._clock() + self._ttl_s)
             self._num_bytes += graph.num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._num_bytes)
             self._watch_old()
 
     def take(self, graph_id: str) -> SpanGraph | None:
