@@ -5,6 +5,7 @@ from braid_fusion.training.config import EarlyStopping, TrainerConfig
 from braid_fusion.training.epochs import EpochOrder, ResumableSource
 from braid_fusion.training.items import ItemBatches
 from braid_fusion.training.optimisers import Muon, OptimiserConfig, make_optimisers
+from braid_fusion.training.peers import Peers, ProcessPeers
 from braid_fusion.training.plot import plot_training
 from braid_fusion.training.record import Evaluation, Progress, TrainingRecord
 from braid_fusion.training.run_log import read_log
@@ -19,6 +20,8 @@ __all__ = [
     "ItemBatches",
     "Muon",
     "OptimiserConfig",
+    "Peers",
+    "ProcessPeers",
     "Progress",
     "ResumableSource",
     "ScheduleConfig",

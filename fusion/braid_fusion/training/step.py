@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from braid_fusion.errors import TrainingDataError, TrainingDivergedError
+from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.precision import Precision
 
 BatchT = TypeVar("BatchT")
@@ -30,6 +31,7 @@ class OptimiserStep(Generic[BatchT]):
 
     Args:
         clip_norm: to what the norm of all gradients together is brought down; None: never.
+        peers: with whom a step is shared: it is the one on all their batches together.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class OptimiserStep(Generic[BatchT]):
         *,
         accumulate: int,
         clip_norm: float | None,
+        peers: Peers | None = None,
     ) -> None:
         self._loss_of = loss_of
         self._parameters = parameters
@@ -48,6 +51,7 @@ class OptimiserStep(Generic[BatchT]):
         self._precision = precision
         self._accumulate = accumulate
         self._clip_norm = clip_norm
+        self._peers = peers or NoPeers()
 
     def take(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
         """Step number ``step`` of the run, counted from 0, which messages name.
@@ -75,11 +79,13 @@ class OptimiserStep(Generic[BatchT]):
             where = f"step {step}, batch {step * self._accumulate + index}"
             losses = self._losses(batches, where)
             count = float(losses[TOKENS]) if TOKENS in losses else 1.0
+            for name in losses:
+                sums.setdefault(name, 0.0)
             if count == 0.0:
                 continue
             loss = losses["loss"]
             value = float(loss.detach())
-            if not math.isfinite(value):
+            if not math.isfinite(value) and self._peers.count == 1:
                 raise TrainingDivergedError(f"loss: got {value} at {where}, expected a finite number")
             # Weights relative to the first batch, so that numbers stay of the loss's own size.
             unit = unit or count
@@ -88,13 +94,39 @@ class OptimiserStep(Generic[BatchT]):
             total += count
             for name, figure in losses.items():
                 share = 1.0 if name == TOKENS else count
-                sums[name] = sums.get(name, 0.0) + float(figure.detach()) * share
+                sums[name] += float(figure.detach()) * share
+        if self._peers.count > 1:
+            total, unit = self._share(sums, total, unit, step)
         if total == 0.0:
             raise TrainingDataError(f"step {step}: got no token to predict, expected at least one")
         if total != unit:
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, unit / total)
         return {name: value if name == TOKENS else value / total for name, value in sums.items()}
+
+    def _share(self, sums: dict[str, float], total: float, unit: float, step: int) -> tuple[float, float]:
+        """Put the sums over all workers into ``sums`` and the gradients; the new total, and the unit of these."""
+        names = sorted(sums)
+        figures = torch.tensor([total, *(sums[name] for name in names)], dtype=torch.float64)
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters]).double()
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad.mul_(unit)  # as if each token's had been added
+            for p in self._parameters
+        ]
+        self._peers.sum_([figures, has_gradient, *gradients])
+        for parameter, gradient, somewhere in zip(
+            self._parameters, gradients, has_gradient.tolist(), strict=True
+        ):
+            parameter.grad = gradient if somewhere else None
+        total, *values = figures.tolist()
+        sums.update(zip(names, values, strict=True))
+        if not math.isfinite(sums.get("loss", 0.0)):
+            first, count = step * self._accumulate, self._accumulate * self._peers.count
+            raise TrainingDivergedError(
+                f"loss: got {sums['loss']} over all workers at step {step}, in one of its {count} batches "
+                f"({first} to {first + self._accumulate - 1} of each worker), expected a finite number"
+            )
+        return total, 1.0
 
     def _losses(self, batches: Iterator[BatchT], where: str) -> Mapping[str, Tensor]:
         try:

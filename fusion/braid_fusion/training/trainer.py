@@ -24,6 +24,7 @@ from braid_fusion.training.config import TrainerConfig, plain
 from braid_fusion.training.early_stopping import StopWatch
 from braid_fusion.training.interrupt import StopWish, stop_on_interrupt
 from braid_fusion.training.optimisers import make_optimisers
+from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.precision import Precision
 from braid_fusion.training.progress_bar import ProgressBar
 from braid_fusion.training.record import Progress, TrainingRecord
@@ -54,6 +55,8 @@ class Trainer(Generic[BatchT]):
             with other settings is refused.
         progress_bar: None: where standard error is a terminal.
         clock: seconds, for ``max_seconds``.
+        peers: other workers with the same module, whose ``batches`` are their parts of the same source. The first
+            one evaluates, logs and writes checkpoints; all resume from these.
 
     Raises: TrainingConfigError; TrainingDataError for checkpoints of a source that can't be resumed.
     """
@@ -72,14 +75,17 @@ class Trainer(Generic[BatchT]):
         settings: Mapping[str, Any] | None = None,
         progress_bar: bool | None = False,
         clock: Callable[[], float] = time.monotonic,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers or NoPeers()
+        self._writes = is_first = self._peers.rank == 0
         self.module = module
         self.config = config
         self._batches = batches
         self._on_progress = on_progress
         self._evaluate = evaluate
-        self._log_path = log_path
-        self._progress_bar = progress_bar
+        self._log_path = log_path if is_first else None
+        self._progress_bar = progress_bar if is_first else False
         self._clock = clock
         self._optimisers = make_optimisers(module, config.optimiser)
         for optimiser in self._optimisers:
@@ -95,6 +101,7 @@ class Trainer(Generic[BatchT]):
             self._precision,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
+            peers=self._peers,
         )
         watch = None if config.early_stopping is None else StopWatch(config.early_stopping)
         decisive = {**config.decisive(), **plain(settings or {})}
@@ -141,14 +148,14 @@ class Trainer(Generic[BatchT]):
         start = self._clock() - position.seconds
         batches = iter(self._batches)
         self.module.train()
-        while position.stopped_by is None and not wish.asked:
+        while position.stopped_by is None and not self._peers.from_first(wish.asked):
             factor = learning_rate_factor(
                 max(position.fraction, 1.0 / self.config.max_steps), self.config.schedule
             )
             self._set_rates(factor)
             figures = self._step.take(batches, position.step)
             position.step += 1
-            self._advance(figures["loss"], self._clock() - start)
+            self._advance(figures["loss"], self._peers.from_first(self._clock() - start))
             self._write_log(factor, figures)
             self._evaluate_if_due()
             progress = Progress(position.step, position.fraction, position.loss, position.seconds)
@@ -191,22 +198,27 @@ class Trainer(Generic[BatchT]):
         is_due = position.stopped_by is not None or (every and position.step % every == 0)
         if self._evaluate is None or not is_due:
             return
-        self.module.eval()
-        try:
-            with torch.no_grad(), self._precision.autocast():
-                values = {name: float(value) for name, value in self._evaluate().items()}
-        finally:
-            self.module.train()
+        values = self._peers.from_first(self._values() if self._peers.rank == 0 else None)
         is_best = self._state.note_evaluation(position.step, values)
         self._log.write({"step": position.step, "evaluation": values})
-        if is_best and self._checkpoints is not None and self._state.best is not None:
+        if is_best and self._checkpoints is not None and self._writes and self._state.best is not None:
             self._checkpoints.save_best(self._state.best)
         if self._state.watch is not None and self._state.watch.is_over and position.stopped_by is None:
             position.stopped_by = "early_stopping"
 
+    def _values(self) -> dict[str, float]:
+        if self._evaluate is None:
+            return {}
+        self.module.eval()
+        try:
+            with torch.no_grad(), self._precision.autocast():
+                return {name: float(value) for name, value in self._evaluate().items()}
+        finally:
+            self.module.train()
+
     def _save(self) -> None:
         step = self._state.position.step
-        if self._checkpoints is not None and step != self._saved_step:
+        if self._checkpoints is not None and self._writes and step != self._saved_step:
             self._log.sync()  # a checkpoint is never ahead of the log
             self._checkpoints.save(step, self._state.content())
             self._saved_step = step

@@ -1,0 +1,155 @@
+"""Two workers that share a source take the steps that one worker takes with twice the accumulation."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from braid_fusion.errors import TrainingDivergedError
+from braid_fusion.training import (
+    EarlyStopping,
+    OptimiserConfig,
+    ProcessPeers,
+    ScheduleConfig,
+    Trainer,
+    TrainerConfig,
+    read_log,
+)
+
+# Sums over workers are taken in another order.
+TOLERANCE = 1e-6
+STEPS = 8
+
+
+class Batches:
+    """Every ``num_workers``-th batch of one endless sequence, of different sizes; some are empty."""
+
+    def __init__(self, rank: int, num_workers: int) -> None:
+        self.rank, self.num_workers, self.taken = rank, num_workers, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            number = self.taken * self.num_workers + self.rank
+            self.taken += 1
+            generator = torch.Generator().manual_seed(number)
+            yield torch.randn(number % 4, 3, generator=generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+
+
+def train(
+    folder: Path,
+    rank: int = 0,
+    num_workers: int = 1,
+    peers: ProcessPeers | None = None,
+    bad: bool = False,
+    **how: Any,
+) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 3)
+
+    def loss_of(rows: Tensor) -> dict[str, Tensor]:
+        loss = (module(rows) - rows.flip(-1)).square().sum(-1).mean()
+        if bad and rank == 1:
+            loss = loss * float("nan")
+        return {
+            "loss": loss,
+            "tokens": torch.tensor(rows.shape[0]),
+            "rows": torch.tensor(float(rows.shape[0])),
+        }
+
+    config = TrainerConfig(
+        max_steps=STEPS,
+        accumulate=4 // num_workers,
+        optimiser=OptimiserConfig(learning_rate=0.05),
+        schedule=ScheduleConfig(warmup=0.1, shape="cosine"),
+        log_every=1,
+        evaluate_every=2,
+        checkpoint_every=3,
+        early_stopping=EarlyStopping(patience=None),
+    )
+    trainer = Trainer(
+        module,
+        loss_of,
+        Batches(rank, num_workers),
+        config,
+        evaluate=lambda: {"loss": float(module.weight.detach().square().sum())},
+        log_path=folder / "log.jsonl",
+        checkpoint_folder=folder / "checkpoints",
+        peers=peers,
+        **{name: value for name, value in how.items() if name != "resume_from"},
+    )
+    trainer.run(resume_from=how.get("resume_from"))
+    return module
+
+
+def work(folder: Path, rank: int, results: Any, options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        module = train(folder, rank, 2, ProcessPeers(), **options)
+        results.put((rank, module.state_dict()["weight"].tolist()))
+    except TrainingDivergedError as error:
+        results.put((rank, str(error)))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def two_workers(folder: Path, **options: Any) -> dict[int, Any]:
+    folder.mkdir(exist_ok=True)
+    (folder / "meet").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=work, args=(folder, rank, results, options)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+    return found
+
+
+def test_two_workers_are_one_with_twice_the_accumulation(tmp_path: Path) -> None:
+    alone = train(tmp_path / "alone")
+    found = two_workers(tmp_path / "two")
+    assert found[0] == found[1], "workers must not drift apart"
+    torch.testing.assert_close(torch.tensor(found[0]), alone.weight.detach(), atol=TOLERANCE, rtol=TOLERANCE)
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("alone", "two"))
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    for left, right in zip(one, two, strict=True):
+        for name in ("loss", "rows", "tokens", "gradient_norm"):
+            assert left.get(name) == pytest.approx(right.get(name), abs=TOLERANCE), name
+    assert {path.name for path in (tmp_path / "two" / "checkpoints").iterdir()} == {
+        path.name for path in (tmp_path / "alone" / "checkpoints").iterdir()
+    }
+
+
+def test_workers_resume_together(tmp_path: Path) -> None:
+    whole = two_workers(tmp_path / "whole")
+    first = sorted((tmp_path / "whole" / "checkpoints").glob("step-*"))[0]
+    assert int(first.stem.split("-")[1]) < STEPS
+    assert two_workers(tmp_path / "again", resume_from=first) == whole
+
+
+def test_a_loss_that_is_no_number_at_one_worker_ends_all_of_them(tmp_path: Path) -> None:
+    found = two_workers(tmp_path / "bad", bad=True)
+    for rank in range(2):
+        assert "loss: got nan over all workers at step 0" in found[rank]
+
+
+def test_alone_nothing_is_shared() -> None:
+    from braid_fusion.training.peers import NoPeers
+
+    tensor = torch.ones(2)
+    NoPeers().sum_([tensor])
+    assert tensor.tolist() == [1.0, 1.0] and NoPeers().from_first(3) == 3
