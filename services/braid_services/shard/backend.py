@@ -180,6 +180,6 @@ class ShardBackend:
             num_parameters=self.model.num_parameters(),
             quantization=stored_quantization(self.model),
             frames=formats_for(str(self.spans.dtype).removeprefix("torch.")),
-            supports_backward=not self.training.refusal,
+            supports_backward=not self.training.no_backward,
             eos_token_ids=loading.eos_token_ids(self.model),
         )

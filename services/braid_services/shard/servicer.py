@@ -66,11 +66,11 @@ class ShardServicer(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
 
     def Forward(self, request: shard_pb2.ForwardRequest, context: Any) -> shard_pb2.ForwardReply:  # noqa: N802
         """One span over whole sequences, for training."""
-        return self._training.forward(request)
+        return self._training.forward(request, context)
 
     def Backward(self, request: shard_pb2.BackwardRequest, context: Any) -> shard_pb2.BackwardReply:  # noqa: N802
         """The gradient of the states that entered it."""
-        return self._training.backward(request)
+        return self._training.backward(request, context)
 
     def Run(self, request_iterator: Iterator[Any], context: Any) -> Iterator[shard_pb2.ShardReply]:  # noqa: N802
         """One caller's sessions, for as long as the stream lasts. A refused request leaves the stream usable."""

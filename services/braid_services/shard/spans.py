@@ -176,13 +176,13 @@ class SpanRun(greenlet):  # type: ignore[misc]
         model = self._model
         # For as long as they are wanted, around the layers' forwards: a module with hooks is slower to call.
         replaced: list[tuple[dict[str, Any], Any]] = []
-        for index in range(self._first_layer):
-            _replace_forward(model.layers[index], _pass_over, replaced)
-        if self.stop_layer != _NO_STOP:
-            layer = model.layers[self.stop_layer]
-            _replace_forward(layer, partial(_pause_before, layer.forward), replaced)
         before = model.set_attention(PACKED_ATTENTION)
         try:
+            for index in range(self._first_layer):
+                _replace_forward(model.layers[index], _pass_over, replaced)
+            if self.stop_layer != _NO_STOP:
+                layer = model.layers[self.stop_layer]
+                _replace_forward(layer, partial(_pause_before, layer.forward), replaced)
             return self.switch(hidden_TD)
         finally:
             model.set_attention(before)

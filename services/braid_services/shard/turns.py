@@ -13,8 +13,14 @@ from types import TracebackType
 
 # For so long after somebody was served, training keeps to its share.
 SERVED_LATELY_S = 1.0
+# For so long it lets others go before where they never leave a gap.
+LONGEST_WAIT_S = 1.0
 _YIELD_S = 0.0005
 _NAP_S = 0.02
+
+
+def _always() -> None:
+    """It is wanted."""
 
 
 class ComputeLock:
@@ -24,42 +30,49 @@ class ComputeLock:
         self._lock = threading.Lock()
         self._counting = threading.Lock()
         self._num_waiting = 0
+        self._serves = False
         self._clock = clock
         self._last_left_s = -float("inf")
 
     def __enter__(self) -> None:
-        if self._lock.acquire(blocking=False):
-            return
-        with self._counting:
-            self._num_waiting += 1
-        try:
-            self._lock.acquire()
-        finally:
+        if not self._lock.acquire(blocking=False):
             with self._counting:
-                self._num_waiting -= 1
+                self._num_waiting += 1
+            try:
+                self._lock.acquire()
+            finally:
+                with self._counting:
+                    self._num_waiting -= 1
+        self._serves = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._last_left_s = self._clock()
+        self._serves = False
         self._lock.release()
 
     def locked(self) -> bool:
         """Whether somebody holds it."""
         return self._lock.locked()
 
-    def was_left_since(self, moment_s: float) -> bool:
+    def was_used_since(self, moment_s: float) -> bool:
         """Whether it is held, waited for, or was left after that moment, by anyone but the background."""
-        return self._num_waiting > 0 or self._last_left_s > moment_s
+        return self._serves or self._num_waiting > 0 or self._last_left_s > moment_s
 
     @contextmanager
-    def background(self) -> Iterator[None]:
-        """Hold it as soon as nobody else wants it."""
+    def background(self, check_wanted: Callable[[], None] = _always) -> Iterator[None]:
+        """Hold it as soon as nobody else wants it, or after having let others go before for `LONGEST_WAIT_S`.
+
+        ``check_wanted`` is called now and then while it waits, and may raise.
+        """
+        give_way_until_s = self._clock() + LONGEST_WAIT_S
         while True:
             self._lock.acquire()
-            if not self._num_waiting:
+            if not self._num_waiting or self._clock() >= give_way_until_s:
                 break
             self._lock.release()
+            check_wanted()
             time.sleep(_YIELD_S)
         try:
             yield
@@ -88,11 +101,15 @@ class TrainingTurns:
         self._rest_until_s = -float("inf")
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for a turn, and have it for as long as the block runs."""
+    def turn(self, check_wanted: Callable[[], None] = _always) -> Iterator[None]:
+        """Wait for a turn, and have it for as long as the block runs.
+
+        ``check_wanted`` is called now and then while it waits, and may raise.
+        """
         with self._one:
-            self._rest()
-            with self._lock.background():
+            check_wanted()
+            self._rest(check_wanted)
+            with self._lock.background(check_wanted):
                 began_s = self._clock()
                 try:
                     yield
@@ -100,10 +117,11 @@ class TrainingTurns:
                     ended_s = self._clock()
                     self._rest_until_s = ended_s + (ended_s - began_s) * self._rest_per_second
 
-    def _rest(self) -> None:
+    def _rest(self, check_wanted: Callable[[], None]) -> None:
         while True:
             now_s = self._clock()
             left_s = self._rest_until_s - now_s
-            if left_s <= 0 or not self._lock.was_left_since(now_s - SERVED_LATELY_S):
+            if left_s <= 0 or not self._lock.was_used_since(now_s - SERVED_LATELY_S):
                 return
             self._sleep(min(left_s, _NAP_S))
+            check_wanted()

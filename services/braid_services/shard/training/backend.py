@@ -6,6 +6,7 @@ Shapes: T packed rows, R logit rows, D width. Knows torch and no network.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,10 +22,15 @@ from braid_services.shard.training.span import check_inputs, run_span
 from braid_services.shard.turns import TrainingTurns
 
 
+def _always() -> None:
+    """It is wanted."""
+
+
 class ShardTraining:
     """Stateless but for the graphs that it keeps, which cost only time when they are gone. Safe for threads.
 
-    ``refusal`` says why there is no backward; empty: there is.
+    ``no_backward`` says why there is no backward; empty: there is. ``check_wanted`` of the calls is called now and
+    then while they wait for a turn, and may raise.
     """
 
     def __init__(self, spans: SpanModel, config: ShardConfig, context_length: int, model_hash: str) -> None:
@@ -33,24 +39,33 @@ class ShardTraining:
         self._model_hash = model_hash
         self._name = config.name
         self.graphs = KeptGraphs(config.training_bytes, config.training_ttl_s)
+        self._refuses = not config.training_share
+        self._max_logit_bytes = config.training_bytes
         self._turns = TrainingTurns(spans.lock, config.training_share or 1.0)
         tensors = [*spans.model.parameters(), *spans.model.buffers()]
         self._weights = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
-        self.refusal = "its training_share is 0" if not config.training_share else why_not_backward(spans)
+        self.no_backward = "its training_share is 0" if self._refuses else why_not_backward(spans)
 
     def forward(
-        self, inputs: SpanInputs[Tensor], graph_id: str = "", max_result_bytes: int | None = None
+        self,
+        inputs: SpanInputs[Tensor],
+        graph_id: str = "",
+        max_result_bytes: int | None = None,
+        check_wanted: Callable[[], None] = _always,
     ) -> ForwardResult[Tensor]:
         """Run a span; its results are on the CPU and without history. With a ``graph_id``, `backward` can follow.
 
-        Raises: UnsupportedModelError without backward; what `check_inputs` raises.
+        Raises: UnsupportedModelError from a shard that refuses training, or one without backward if there is a
+            ``graph_id``; what `check_inputs` raises.
         """
-        self._check_supported()
-        check_inputs(self._spans, inputs, self._context_length, max_result_bytes)
+        wants_graph = bool(graph_id) and inputs.hidden is not None
+        if self._refuses or wants_graph:
+            self._check_supported()
+        self._check(inputs, max_result_bytes)
         asked_s = time.perf_counter()
-        with self._turns.turn():
+        with self._turns.turn(check_wanted):
             began_s = time.perf_counter()
-            if graph_id and inputs.hidden is not None:
+            if wants_graph and inputs.hidden is not None:
                 graph = self._run(inputs, inputs.hidden)
                 self.graphs.keep(graph_id, graph)
                 outputs = graph.outputs
@@ -66,6 +81,7 @@ class ShardTraining:
         graph_id: str,
         gradients: SpanOutputs[Tensor],
         inputs: SpanInputs[Tensor] | None = None,
+        check_wanted: Callable[[], None] = _always,
     ) -> BackwardResult[Tensor]:
         """The gradient of the states that entered a span, (T, D), from those of what it gave; frees its graph.
 
@@ -76,34 +92,39 @@ class ShardTraining:
             what the span does not give; what `check_inputs` raises.
         """
         self._check_supported()
-        graph = self.graphs.take(graph_id)
-        if graph is None:
-            if inputs is None:
-                return BackwardResult(None, self._model_hash)
-            check_inputs(self._spans, inputs, self._context_length)
+        if inputs is not None:
+            self._check(inputs, None)
             if inputs.hidden is None:
                 raise InvalidRequestError("backward: got a span from the embedding, which has no gradient")
         asked_s = time.perf_counter()
-        with self._turns.turn():
+        with self._turns.turn(check_wanted):
             began_s = time.perf_counter()
+            graph = self.graphs.take(graph_id)
             if graph is None and inputs is not None and inputs.hidden is not None:
                 graph = self._run(inputs, inputs.hidden)
             if graph is None:
-                raise InvalidRequestError("backward: got neither a graph nor the inputs of a span")
+                return BackwardResult(None, self._model_hash)
             hidden_TD = _backward(graph, gradients).cpu()
             timings = Timings(compute_s=time.perf_counter() - began_s, wait_s=began_s - asked_s)
         return BackwardResult(hidden_TD, self._model_hash, timings)
+
+    def _check(self, inputs: SpanInputs[Tensor], max_result_bytes: int | None) -> None:
+        check_inputs(self._spans, inputs, self._context_length, max_result_bytes, self._max_logit_bytes)
 
     def _run(self, inputs: SpanInputs[Tensor], hidden_TD: Tensor) -> SpanGraph:
         leaf_TD = hidden_TD.detach().to(self._spans.device).requires_grad_()
         saved = SavedBytes(self._weights)
         with torch.enable_grad(), saved.counting():
             outputs = run_span(self._spans, inputs, leaf_TD)
+        for tensor in (leaf_TD, *(value for _, value in outputs.items())):
+            saved.note(tensor)
         return SpanGraph(leaf_TD, outputs, saved.num_bytes)
 
     def _check_supported(self) -> None:
-        if self.refusal:
-            raise UnsupportedModelError(f"shard {self._name!r}: cannot take part in training: {self.refusal}")
+        if self.no_backward:
+            raise UnsupportedModelError(
+                f"shard {self._name!r}: cannot take part in training: {self.no_backward}"
+            )
 
 
 def _backward(graph: SpanGraph, gradients: SpanOutputs[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from braid_rpc.training import SpanOutputs
 @dataclass(frozen=True, slots=True)
 class SpanGraph:
     """A span that was run: ``outputs`` depend on ``hidden_TD``, the states that entered it. ``num_bytes`` is what
-    is kept for backward beside the model's own weights."""
+    is kept of both and for backward, beside the model's own weights."""
 
     hidden_TD: Tensor  # noqa: N815 - shape letters
     outputs: SpanOutputs[Tensor]
@@ -42,12 +42,16 @@ class SavedBytes:
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
 
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def note(self, tensor: Tensor) -> None:
+        """Count one more that is kept."""
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
         if address not in self._seen:
             self._seen.add(address)
             self.num_bytes += storage.nbytes()
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        self.note(tensor)
         # A node that held its own output would never be freed.
         return tensor.detach()
 

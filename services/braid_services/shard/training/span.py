@@ -27,8 +27,10 @@ def check_inputs(
     inputs: SpanInputs[Tensor],
     context_length: int,
     max_result_bytes: int | None = None,
+    max_logit_bytes: int | None = None,
 ) -> None:
-    """``max_result_bytes``: what the span may give at most.
+    """``max_result_bytes``: what its states, or what the span gives, may take at most; ``max_logit_bytes``: the
+    logits, whether they are asked for or only made on the way.
 
     Raises: StepOrderError, ContextLengthError, ShapeMismatchError, FrameError, InvalidRequestError.
     """
@@ -52,15 +54,21 @@ def check_inputs(
             )
         if inputs.hidden.dtype != spans.dtype:
             raise FrameError(f"span: hidden: got {inputs.hidden.dtype}, expected {spans.dtype}")
-    width = spans.width
+    _check_size("states", num_rows, spans.width, spans, max_result_bytes)
     if inputs.head is not None:
-        num_rows = _check_head(inputs.head, num_rows, spans.vocab_size)
-        width += spans.vocab_size if inputs.head.want_logits else 0
+        num_logit_rows = _check_head(inputs.head, num_rows, spans.vocab_size)
+        _check_size("logits", num_logit_rows, spans.vocab_size, spans, max_logit_bytes)
+        if inputs.head.want_logits:
+            width = spans.width + spans.vocab_size
+            _check_size("states and logits", num_logit_rows, width, spans, max_result_bytes)
+
+
+def _check_size(what: str, num_rows: int, width: int, spans: SpanModel, limit: int | None) -> None:
     num_bytes = num_rows * width * spans.dtype.itemsize
-    if max_result_bytes is not None and num_bytes > max_result_bytes:
+    if limit is not None and num_bytes > limit:
         raise FrameError(
-            f"span: {num_rows} rows would give {num_bytes} bytes, expected at most {max_result_bytes} in one "
-            "message; send fewer sequences at a time"
+            f"span: {what} of {num_rows} rows take {num_bytes} bytes, expected at most {limit}; send fewer "
+            "sequences at a time"
         )
 
 

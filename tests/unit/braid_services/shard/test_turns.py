@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_whoever_is_served_goes_before_training_that_came_first() -> None:
         second = threading.Thread(target=serve)
         second.start()
         waiting[1].wait(WAIT_S)
-        while not lock.was_left_since(float("inf")):  # until the second one waits, too
+        while not lock.was_used_since(float("inf")):  # until the second one waits, too
             pass
     first.join(WAIT_S)
     second.join(WAIT_S)
@@ -101,6 +102,69 @@ def test_training_takes_no_more_than_its_share_of_the_time_while_somebody_is_ser
     with turns.turn():  # after the rest that the last one owes
         pass
     assert trained_s / clock.now_s == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_long_turns_and_long_steps_keep_to_the_share_too(share: float) -> None:
+    """Served steps one after the other, each as long as a second, by a thread that is real."""
+    clock, scale = time.monotonic, 0.02  # a fiftieth of a second for a second
+    lock = ComputeLock(lambda: clock() / scale)
+    turns = TrainingTurns(lock, share, clock=lambda: clock() / scale, sleep=lambda s: time.sleep(s * scale))
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with lock:
+                time.sleep(1.0 * scale)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        began_s, trained_s = clock(), 0.0
+        for _ in range(5):
+            with turns.turn():
+                turn_began_s = clock()
+                time.sleep(1.2 * scale)
+                trained_s += clock() - turn_began_s
+        with turns.turn():  # after the rest that the last one owes
+            took_s = clock() - began_s
+    finally:
+        stop.set()
+        thread.join(30)
+    assert trained_s / took_s <= share + 0.01
+
+
+def test_training_goes_on_where_somebody_always_waits() -> None:
+    lock, stop = ComputeLock(), threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with lock:
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=serve) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with lock.background():
+            pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def test_a_call_that_nobody_wants_any_more_gives_up_its_place() -> None:
+    lock = ComputeLock()
+    turns = TrainingTurns(lock, 0.5)
+
+    def gone() -> None:
+        raise ValueError("gone")
+
+    with pytest.raises(ValueError, match="gone"), turns.turn(gone):
+        raise AssertionError("it had its turn")
+    with turns.turn():
+        pass
 
 
 def test_training_alone_never_rests() -> None:

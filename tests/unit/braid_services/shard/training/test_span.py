@@ -235,9 +235,22 @@ def test_gradients_of_what_was_not_given_are_refused(backend, gradients, words: 
 
 
 def test_too_much_for_one_message_is_refused_before_it_is_computed(backend: ShardBackend) -> None:
-    with pytest.raises(FrameError, match=r"5 rows would give 5880 bytes, expected at most 5000"):
+    with pytest.raises(
+        FrameError, match=r"states and logits of 5 rows take 5880 bytes, expected at most 5000"
+    ):
         backend.training.forward(whole(backend), max_result_bytes=5000)
     backend.training.forward(whole(backend), max_result_bytes=5880)
+    head = HeadInputs(logit_rows=torch.tensor([0]), want_logits=True)
+    with pytest.raises(FrameError, match="states of 5 rows take 640 bytes"):
+        backend.training.forward(whole(backend, head=head), max_result_bytes=600)
+
+
+def test_logits_that_are_only_made_on_the_way_are_bounded_too() -> None:
+    config = ShardConfig("tiny", "tiny", training_bytes=5 * 262 * 4 - 1)
+    backend = ShardBackend.from_model(tiny_llama(1), byte_tokenizer(), config)
+    head = HeadInputs(targets=torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(FrameError, match="logits of 5 rows take 5240 bytes, expected at most 5239"):
+        backend.training.forward(whole(backend, head=head))
 
 
 def test_a_shard_may_refuse_training() -> None:
@@ -246,6 +259,13 @@ def test_a_shard_may_refuse_training() -> None:
     assert not backend.card.supports_backward
     with pytest.raises(UnsupportedModelError, match=r"shard 'tiny'.*training_share is 0"):
         backend.training.forward(whole(backend))
+
+
+def test_a_shard_without_backward_can_still_give(backend: ShardBackend, monkeypatch) -> None:
+    monkeypatch.setattr(backend.training, "no_backward", "it is quantized")
+    assert backend.training.forward(whole(backend)).outputs.logits is not None
+    with pytest.raises(UnsupportedModelError, match="it is quantized"):
+        backend.training.forward(whole(backend), "x")
 
 
 def test_a_model_with_wrong_gradients_is_found_out_when_it_is_loaded(monkeypatch) -> None:
