@@ -149,7 +149,7 @@ class OrchestratorReplica:
             *(handle.address.remote() for handle in (*shards.values(), *filter(None, [fusion])))
         )
         sources: dict[str, Resolver | Replicas] = {
-            name: _resolver(name, handle) for name, handle in shards.items()
+            name: replica_resolver(name, handle) for name, handle in shards.items()
         }
         store: StateStore | None = None
         if config.state.store != "memory":
@@ -159,7 +159,11 @@ class OrchestratorReplica:
                 await asyncio.to_thread(discovery.wait, RESOLVE_TIMEOUT_S)
             sources = {name: Replicas(one.targets, config.state.heartbeat_s) for name, one in found.items()}
         self._service = await asyncio.to_thread(
-            assemble_remote, config, sources, None if fusion is None else _resolver(FUSION, fusion), store
+            assemble_remote,
+            config,
+            sources,
+            None if fusion is None else replica_resolver(FUSION, fusion),
+            store,
         )
         self.metered = MeteredService(self._service)
         self.keys = ApiKeys.load(config.auth.api_keys_file, os.environ)
@@ -253,8 +257,8 @@ def _app() -> FastAPI:
     )
 
 
-def _resolver(name: str, handle: Any) -> Callable[[], str]:
-    """Asks Serve, from the engine's thread, where a replica of that deployment listens now."""
+def replica_resolver(name: str, handle: Any) -> Callable[[], str]:
+    """Asks Serve where a replica of that deployment listens now."""
     node_id = ray.get_runtime_context().get_node_id()
 
     def resolve() -> str:

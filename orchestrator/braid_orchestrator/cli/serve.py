@@ -61,7 +61,7 @@ def serve(
     use_state(state)
     braid = load_braid_config(config, os.environ)
     names = [one.name for one in braid.shards]
-    elsewhere = _elsewhere(shard or [], fusion, names)
+    elsewhere = places_elsewhere(shard or [], fusion, names)
     if join and braid.state.store == "memory" and {*names, FUSION} - {*elsewhere}:
         raise ConfigError("--join: got no state store to find parts in, expected --state or state.url")
     braid = locate_files(braid, {*names, FUSION} if join else elsewhere)
@@ -94,7 +94,7 @@ def serve(
         )
 
 
-def _elsewhere(shards: list[str], fusion: str | None, known: list[str]) -> dict[str, str]:
+def places_elsewhere(shards: list[str], fusion: str | None, known: list[str]) -> dict[str, str]:
     """Targets by part. Raises: ConfigError, UnknownShardError, InvalidRequestError for a malformed target."""
     from braid_orchestrator.config.values import FUSION
     from braid_rpc.channels import check_target

@@ -16,6 +16,7 @@ from braid_fusion.stack import FusionStack
 from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.errors import UnsupportedModelError
+from braid_rpc.training import SpanInputs
 
 
 class Batch(Protocol):
@@ -65,8 +66,12 @@ def braid_loss(shards: Sequence[TrainingShard], stack: FusionStack) -> Callable[
     return loss_of
 
 
-def check_backward(shards: Sequence[TrainingShard], plan: BraidPlan) -> None:
-    """Raises: UnsupportedModelError, naming every shard that gradients must pass through and can't."""
+def check_shards(shards: Sequence[TrainingShard], plan: BraidPlan) -> None:
+    """Raises: UnsupportedModelError, naming shards that refuse training, or that gradients must pass and can't."""
+    for pending in [
+        shard.forward(SpanInputs(0, 0, (1,), torch.zeros(1, dtype=torch.int64))) for shard in shards
+    ]:
+        pending.result()
     receivers = {receiver for point in plan.points for receiver in point.receivers}
     unable = [
         shard.name for s, shard in enumerate(shards) if s in receivers and not shard.card.supports_backward
@@ -74,6 +79,6 @@ def check_backward(shards: Sequence[TrainingShard], plan: BraidPlan) -> None:
     if unable:
         raise UnsupportedModelError(
             f"training: shard {', '.join(unable)}: no gradients through these shards (their card says "
-            "supports_backward: false: quantized so that it can't, or training_share is 0), but states are injected "
-            "there; expected shards with backward, or points whose receivers are others"
+            "supports_backward: false), but states are injected there; expected shards with backward, or points "
+            "whose receivers are others"
         )

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from braid_fusion.errors import (
+    CheckpointMismatchError,
+    CorruptCheckpointError,
     CorruptWeights,
     DeciderError,
     FusionError,
     FusionShapeError,
     NotAVersion,
     PlanError,
+    TrainingConfigError,
+    TrainingDataError,
     UnknownWeights,
     WeightMismatch,
 )
@@ -34,6 +38,10 @@ _COUNTERPARTS: dict[type[FusionError], type[BraidError]] = {
     UnknownWeights: UnknownVersionError,
     NotAVersion: ConflictError,
     DeciderError: InvalidRequestError,
+    TrainingConfigError: InvalidRequestError,
+    TrainingDataError: InvalidRequestError,
+    CheckpointMismatchError: ConflictError,
+    CorruptCheckpointError: CorruptWeightsError,
 }
 
 

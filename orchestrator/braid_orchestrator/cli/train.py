@@ -1,0 +1,213 @@
+"""`braid train`: the fusion modules of a braid, against its shards wherever they run. Knows no training loop."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from braid_orchestrator.cli.benching import progress_bar
+from braid_orchestrator.cli.console import err, print_json
+from braid_orchestrator.cli.options import ConfigOption, JsonOption, StateOption, use_state
+from braid_orchestrator.cli.serve import places_elsewhere
+from braid_rpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from braid_orchestrator.config.values import BraidConfig
+    from braid_orchestrator.training.reaching import Way
+    from braid_orchestrator.training.run import Outcome
+
+_DATA, _SHARDS, _RUN = "Texts", "Where the shards are", "Training"
+
+
+def train(
+    text: Annotated[
+        list[str],
+        typer.Option(
+            help="A text file, a folder, JSON lines (`text`, or `prompt` and `completion`), or a data set as "
+            "`hf:NAME`; repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts to evaluate on, as --text; repeatable.", rich_help_panel=_DATA),
+    ] = None,
+    held_out_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.5, help="Of each text, where none are held out by name.", rich_help_panel=_DATA
+        ),
+    ] = 0.05,
+    field: Annotated[
+        str | None, typer.Option(help="The field of JSON lines and data sets.", rich_help_panel=_DATA)
+    ] = None,
+    config: ConfigOption = Path("deploy/braid.yaml"),
+    shard: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TARGET",
+            help="Where a shard runs (`host:port`, `unix:/path`); repeatable. Without any, all models are loaded "
+            "into this process.",
+            rich_help_panel=_SHARDS,
+        ),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Find the shards in the state store.", rich_help_panel=_SHARDS)
+    ] = False,
+    state: StateOption = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="APP", help="Use the shards of this Ray Serve application.", rich_help_panel=_SHARDS
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="That many train together, by Ray Train; a step then takes so many times the batches.",
+            rich_help_panel=_SHARDS,
+        ),
+    ] = 1,
+    into: Annotated[
+        Path, typer.Option(file_okay=False, help="The run's folder: checkpoints, log, plot, weights.")
+    ] = Path(".braid/training"),
+    version: Annotated[str, typer.Option(help="What the weights are called.")] = "trained",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in the run's folder, bit for bit."),
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN)] = 500,
+    window: Annotated[
+        int, typer.Option(min=1, help="Tokens run as one sequence.", rich_help_panel=_RUN)
+    ] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Windows run at once.", rich_help_panel=_RUN)] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches per step.", rich_help_panel=_RUN)] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.", rich_help_panel=_RUN)] = 3e-3,
+    precision: Annotated[
+        str, typer.Option(help="Of the fusion modules: float32, bf16 or fp16.", rich_help_panel=_RUN)
+    ] = "float32",
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=1, help="In steps; else ten times.", rich_help_panel=_RUN)
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Evaluations without a gain after which to stop; 0: never.", rich_help_panel=_RUN
+        ),
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of texts.", rich_help_panel=_RUN)] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train the fusion modules and the readout of a braid. Its base models stay as they are, to the last bit.
+
+    The shards run where they run: in this process, as services, on Ray; those that serve go on serving. Ctrl-C ends
+    with a checkpoint, from which `--resume` goes on.
+
+    Examples:
+
+    - `braid train --text notes.txt --text src/ --steps 300`
+
+    - `braid train --text data.jsonl --held-out test.jsonl --shard code=10.0.0.5:7001 --shard prose=10.0.0.6:7001`
+
+    - `braid train --text hf:roneneldan/TinyStories --state redis://10.0.0.4:6379 --join`
+    """
+    from braid_orchestrator.config.files import locate_files
+    from braid_orchestrator.config.schema import load_braid_config
+    from braid_orchestrator.config.values import FUSION
+    from braid_orchestrator.training.data import ReadingOptions
+    from braid_orchestrator.training.job import TrainingJob, do_job
+    from braid_orchestrator.training.run import RunOptions
+    from braid_services.fusion.translation import braid_errors
+
+    use_state(state)
+    braid = load_braid_config(config, os.environ)
+    way = _way(braid, shard or [], join, serve)
+    job = TrainingJob(
+        config=locate_files(
+            braid, {FUSION} if way.loads_here else {FUSION, *(one.name for one in braid.shards)}
+        ),
+        way=way,
+        texts=tuple(text),
+        folder=into,
+        held_out=tuple(held_out or []),
+        held_out_share=held_out_share,
+        reading=ReadingOptions(field=field),
+        options=RunOptions(
+            steps=steps,
+            window=window,
+            batch_size=batch,
+            accumulate=accumulate,
+            learning_rate=learning_rate,
+            precision=precision,  # type: ignore[arg-type]
+            evaluate_every=evaluate_every,
+            patience=patience or None,
+            seed=seed,
+        ),
+        version=version,
+        resume=resume,
+    )
+    if workers > 1:
+        from braid_orchestrator.training.workers import do_job_with_workers
+
+        outcome = do_job_with_workers(job, workers)
+    else:
+        with progress_bar() as show, braid_errors():
+            outcome = do_job(
+                job,
+                on_reading=lambda what, done, total: show(f"reading {what}", done, total),
+                on_left_out=lambda line: err.print(f"left out: {line}", highlight=False, soft_wrap=True),
+            )
+    if json:
+        print_json(
+            {
+                "weights": None if outcome.weights is None else str(outcome.weights),
+                "held_out": outcome.held_out,
+                "record": asdict(outcome.record),
+            }
+        )
+    else:
+        _show(outcome)
+
+
+def _way(braid: BraidConfig, shards: list[str], join: bool, application: str | None) -> Way:
+    """How the shards are reached. Raises: ConfigError for several ways at once, or shards that are missing."""
+    from braid_orchestrator.training.reaching import Way
+
+    names = [one.name for one in braid.shards]
+    given = [
+        way for way, wanted in (("--shard", shards), ("--join", join), ("--serve", application)) if wanted
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"{given[1]}: got it together with {given[0]}, expected one of them")
+    if join and braid.state.store == "memory":
+        raise ConfigError("--join: got no state store to find shards in, expected --state or state.url")
+    if not shards:
+        return Way(in_store=join, application=application)
+    targets = places_elsewhere(shards, None, names)
+    missing = [name for name in names if name not in targets]
+    if missing:
+        raise ConfigError(
+            f"--shard: got none for {', '.join(missing)}, expected one for each of {', '.join(names)}"
+        )
+    return Way(targets)
+
+
+def _show(outcome: Outcome) -> None:
+    record = outcome.record
+    err.print(
+        f"{record.steps} steps in {record.seconds:.0f} s, ended by {record.stopped_by}; loss {record.final_loss:.3f} "
+        "nats per token",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if record.best_value is not None:
+        err.print(f"held out: {record.best_value:.4f} at step {record.best_step}", highlight=False)
+    said = (
+        "no weights yet: go on with --resume" if outcome.weights is None else f"written to {outcome.weights}"
+    )
+    err.print(said, highlight=False, soft_wrap=True)

@@ -1,0 +1,78 @@
+"""What `braid train` was asked for, as plain values, and doing it: reach the shards, read the texts, train.
+
+Every worker of a run is given the same job. Knows neither a command line nor what starts workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from braid_fusion.stack import FusionStack
+from braid_fusion.training.peers import NoPeers, Peers
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, load_texts
+from braid_orchestrator.training.reaching import Way
+from braid_orchestrator.training.run import Outcome, RunOptions, train_braid
+from braid_services.fusion.main import import_strategies
+
+# What is being read, how far it is, and how much there is.
+OnReading = Callable[[str, int, int], None]
+OnLeftOut = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """``texts`` and ``held_out`` as `find_source` takes them; ``held_out_share`` of the texts where none are held out
+    by name. ``folder`` is the run's."""
+
+    config: BraidConfig
+    way: Way
+    texts: tuple[str, ...]
+    folder: Path
+    held_out: tuple[str, ...] = ()
+    held_out_share: float = 0.05
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
+    options: RunOptions = field(default_factory=RunOptions)
+    version: str = "trained"
+    resume: bool = False
+
+
+def do_job(
+    job: TrainingJob,
+    peers: Peers | None = None,
+    *,
+    on_reading: OnReading | None = None,
+    on_left_out: OnLeftOut = lambda line: None,
+    progress_bar: bool | None = None,
+) -> Outcome:
+    """Do a job, or a worker's part of it. Raises: BraidError and TrainingError of each kind."""
+    peers = peers or NoPeers()
+    import_strategies(job.config.fusion.imports)
+    with job.way.reach(job.config, peers.rank) as reached:
+        plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
+        anchor = reached.shards[plan.anchor]
+        texts = load_texts(
+            job.texts,
+            DocumentEncoder(anchor.tokenizer_json(), anchor.card.eos_token_ids),
+            window=job.options.window,
+            held_out=job.held_out,
+            held_out_share=0.0 if job.held_out else job.held_out_share,
+            options=job.reading,
+            on_progress=on_reading,
+        )
+        for line in texts.skipped:
+            on_left_out(line)
+        return train_braid(
+            reached.shards,
+            FusionStack(plan),
+            texts,
+            job.options,
+            job.folder,
+            version=job.version,
+            resume=job.resume,
+            peers=peers,
+            progress_bar=progress_bar,
+        )

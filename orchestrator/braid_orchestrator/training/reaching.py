@@ -1,0 +1,156 @@
+"""How a trainer reaches the shards of a braid and the fusion service: in its own process, at given addresses, by the
+state store, or in a Ray Serve application. Trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from braid_orchestrator.config.values import FUSION, BraidConfig
+from braid_orchestrator.state.discovery import Discovery
+from braid_orchestrator.state.opening import open_store
+from braid_orchestrator.state.registry import Registry
+from braid_orchestrator.state.store import StateStore
+from braid_orchestrator.training.local import LocalTrainingShard
+from braid_orchestrator.training.ports import TrainingShard
+from braid_orchestrator.training.remote import RemoteTrainingShard
+from braid_rpc.errors import UnavailableError
+from braid_services.shard.backend import ShardBackend
+
+Resolver = Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where the parts are: ``targets`` by name, or found in the state store, or in a Ray Serve ``application``.
+
+    None of these: the models are loaded here. Plain values, so that other processes can go the same way.
+    """
+
+    targets: Mapping[str, str] | None = None
+    in_store: bool = False
+    application: str | None = None
+
+    @property
+    def loads_here(self) -> bool:
+        """Whether no services are asked."""
+        return self == Way()
+
+    def reach(self, config: BraidConfig, worker: int = 0) -> Reached:
+        """Raises: as `load_here`, `connect`, `stored_places` and `serve_places`."""
+        if self.targets is not None:
+            return connect(config, given_places(self.targets))
+        if self.in_store:
+            return connect(config, stored_places(config, open_store(config.state, config.name), worker))
+        if self.application is not None:
+            return connect(config, serve_places(config, self.application))
+        return load_here(config)
+
+
+@dataclass(slots=True)
+class Reached(AbstractContextManager["Reached"]):
+    """The shards in the configuration's order, let go of at the end; ``fusion`` says where the fusion service is, if
+    there is one."""
+
+    shards: list[TrainingShard]
+    fusion: Resolver | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for shard in self.shards:
+            shard.shutdown()
+
+
+def load_here(config: BraidConfig) -> Reached:
+    """All models in this process. Raises: as `ShardBackend.load`."""
+    return Reached([LocalTrainingShard(ShardBackend.load(shard)) for shard in config.shards])
+
+
+def connect(config: BraidConfig, resolvers: Mapping[str, Resolver], patience_s: float = 120.0) -> Reached:
+    """Services; ``resolvers`` by the names of shards, and perhaps `FUSION`.
+
+    Raises: UnavailableError, ProtocolVersionError.
+    """
+    reached = Reached([], resolvers.get(FUSION))
+    try:
+        for shard in config.shards:
+            reached.shards.append(
+                RemoteTrainingShard(
+                    shard.name,
+                    resolvers[shard.name],
+                    patience_s=patience_s,
+                    max_message_bytes=shard.max_message_bytes,
+                )
+            )
+    except BaseException:
+        reached.__exit__(None, None, None)
+        raise
+    return reached
+
+
+def given_places(targets: Mapping[str, str]) -> dict[str, Resolver]:
+    """Fixed addresses by part."""
+
+    def at(target: str) -> Resolver:
+        return lambda: target
+
+    return {name: at(target) for name, target in targets.items()}
+
+
+def stored_places(config: BraidConfig, store: StateStore, worker: int = 0) -> dict[str, Resolver]:
+    """What is registered in the state store. Workers of different numbers begin with different replicas.
+
+    Raises: UnavailableError if a shard has no replica that answers.
+    """
+    names = [shard.name for shard in config.shards]
+    found = {name: Discovery(Registry(store), name) for name in names}
+    for discovery in found.values():
+        discovery.wait(5.0)
+    places: dict[str, Resolver] = {name: _Turns(discovery, worker) for name, discovery in found.items()}
+    if config.fusion.placement == "service":
+        places[FUSION] = Discovery(Registry(store), FUSION).any_target
+    return places
+
+
+class _Turns:
+    """The replicas of a shard in turn, beginning with the worker's own: whoever asks again had no answer there."""
+
+    def __init__(self, discovery: Discovery, worker: int) -> None:
+        self._discovery = discovery
+        self._next = worker
+
+    def __call__(self) -> str:
+        targets: Sequence[str] = self._discovery.targets()
+        if not targets:
+            return self._discovery.any_target()  # raises
+        self._next += 1
+        return targets[(self._next - 1) % len(targets)]
+
+
+def serve_places(config: BraidConfig, application: str) -> dict[str, Resolver]:
+    """The replicas of a Ray Serve application on the cluster that this machine is part of.
+
+    Raises: UnavailableError if there is no cluster or no such application.
+    """
+    import ray
+    from ray import serve
+
+    from braid_orchestrator.serve_app import replica_resolver
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+        except ConnectionError as error:
+            raise UnavailableError(f"Ray: no cluster runs here: {error}") from error
+    names = [shard.name for shard in config.shards]
+    if config.fusion.placement == "service":
+        names.append(FUSION)
+    return {name: replica_resolver(name, serve.get_deployment_handle(name, application)) for name in names}

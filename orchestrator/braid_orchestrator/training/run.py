@@ -1,0 +1,191 @@
+"""One training run of a braid's fusion modules: from texts to a version of weights.
+
+Knows neither how shards are reached nor who serves the version.
+
+Files of a run, in its folder: ``checkpoints/``, ``log.jsonl``, ``training.png`` where matplotlib is installed, and
+``weights/NAME`` with the version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from braid_fusion.errors import TrainingError
+from braid_fusion.stack import FusionStack
+from braid_fusion.training import (
+    EarlyStopping,
+    OptimiserConfig,
+    Progress,
+    ScheduleConfig,
+    Trainer,
+    TrainerConfig,
+    TrainingRecord,
+    plot_training,
+)
+from braid_fusion.training.config import PrecisionName
+from braid_fusion.training.peers import NoPeers, Peers
+from braid_fusion.weights import save_stack
+from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
+from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
+from braid_orchestrator.training.ports import TrainingShard
+from braid_rpc.errors import ContextLengthError, InvalidRequestError
+from braid_services.fusion.translation import braid_errors
+
+LOG_FILE, PLOT_FILE, CHECKPOINTS, WEIGHTS = "log.jsonl", "training.png", "checkpoints", "weights"
+# Without a number given: so many times in a run.
+_EVALUATIONS, _CHECKPOINTS = 10, 5
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """A step takes ``accumulate`` batches of ``batch_size`` windows of ``window`` tokens. ``evaluate_every`` and
+    ``checkpoint_every`` in steps; None: some times in a run. ``patience``: evaluations in a row without a gain after
+    which the run ends; None: never. In the end the weights of the best evaluation count."""
+
+    steps: int = 500
+    window: int = 128
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip_norm: float | None = 1.0
+    precision: PrecisionName = "float32"
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    patience: int | None = 3
+    seed: int = 0
+    max_seconds: float | None = None
+
+    def trainer_config(self, has_held_out: bool) -> TrainerConfig:
+        """AdamW throughout: Muon would blow up connections that start at zero. Raises: TrainingConfigError."""
+        every = self.evaluate_every or max(1, self.steps // _EVALUATIONS)
+        return TrainerConfig(
+            max_steps=self.steps,
+            max_seconds=self.max_seconds,
+            optimiser=OptimiserConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay),
+            schedule=ScheduleConfig(warmup=self.warmup, shape="cosine"),
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+            precision=self.precision,
+            log_every=max(1, min(20, self.steps // 50)),
+            evaluate_every=every if has_held_out else 0,
+            early_stopping=EarlyStopping(self.patience) if has_held_out else None,
+            checkpoint_every=self.checkpoint_every or max(1, self.steps // _CHECKPOINTS),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``weights`` is the version's folder, None for a run that was interrupted; ``held_out`` what was measured with
+    these weights, if anything was held out."""
+
+    weights: Path | None
+    record: TrainingRecord
+    held_out: Mapping[str, float] | None
+
+
+def train_braid(
+    shards: Sequence[TrainingShard],
+    stack: FusionStack,
+    texts: TrainingTexts,
+    options: RunOptions,
+    folder: Path,
+    *,
+    version: str,
+    resume: bool = False,
+    peers: Peers | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    progress_bar: bool | None = None,
+) -> Outcome:
+    """Train a stack in place and write its version.
+
+    Args:
+        shards: one per shard of the stack's plan, in its order.
+        folder: of the run; without ``resume`` there must be no run in it.
+        peers: workers that train together, each with shards of its own choice; all see the folder.
+
+    Raises: UnsupportedModelError, before anything is run, for shards that have no gradients; TrainingError of each
+        kind; BraidError of a shard that stays away; OSError from writing.
+    """
+    weights = folder / WEIGHTS / check_version_name(version)
+    check_shards(shards, stack.plan)
+    _check_window(shards, options.window)
+    peers = peers or NoPeers()
+    batches = TextBatches(texts.training, options.window, options.batch_size, options.seed)
+    if peers.count > 1:
+        batches = batches.share(peers.rank, peers.count)
+    held_out = None
+    if texts.held_out is not None:
+        held_out = EvaluationBatches(texts.held_out, options.window, options.batch_size)
+    loss_of = braid_loss(shards, stack)
+    checkpoints = folder / CHECKPOINTS
+    trainer: Trainer[Batch] = Trainer(
+        stack,
+        loss_of,
+        batches,
+        options.trainer_config(held_out is not None),
+        on_progress=on_progress,
+        evaluate=None if held_out is None else lambda: evaluate(loss_of, held_out),
+        log_path=folder / LOG_FILE,
+        checkpoint_folder=checkpoints,
+        settings={
+            "plan": stack.plan.hash(),
+            "held_out": None if texts.held_out is None else texts.held_out.fingerprint,
+            "batches_per_step": options.accumulate * peers.count,
+        },
+        progress_bar=progress_bar,
+        peers=peers,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    record = trainer.run(resume_from=checkpoints if resume else None)
+    if record.stopped_by == "interrupt":
+        return Outcome(None, record, None)
+    if peers.rank == 0:
+        with suppress(TrainingError):  # without matplotlib
+            plot_training(folder / LOG_FILE, folder / PLOT_FILE)
+        with braid_errors():
+            save_stack(stack, weights, json.loads(json.dumps(record.to_dict())))
+    best = [one for one in record.evaluations if record.best_step in (None, one.step)]
+    return Outcome(weights, record, best[-1].values if best else None)
+
+
+def evaluate(
+    loss_of: Callable[[Batch], Mapping[str, torch.Tensor]], batches: EvaluationBatches
+) -> dict[str, float]:
+    """Means over all tokens of what the loss gives, under the same names."""
+    sums: dict[str, float] = {}
+    total = 0.0
+    for batch in batches:
+        if not batch.num_targets:
+            continue
+        figures = {name: float(value) for name, value in loss_of(batch).items()}
+        count = figures.pop("tokens")
+        total += count
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value * count
+    return {name: value / total for name, value in sums.items()}
+
+
+def check_version_name(name: str) -> str:
+    """The name itself. Raises: InvalidRequestError for one that no service would find again."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise InvalidRequestError(
+            f"version: got {name!r}, expected a folder's name that begins without a dot"
+        )
+    return name
+
+
+def _check_window(shards: Sequence[TrainingShard], window: int) -> None:
+    short = [shard for shard in shards if shard.card.context_length < window]
+    if short:
+        raise ContextLengthError(
+            f"window: got {window} tokens, expected at most {short[0].card.context_length}, the context of shard "
+            f"{short[0].name!r}"
+        )

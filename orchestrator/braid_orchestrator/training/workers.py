@@ -1,0 +1,103 @@
+"""One job shared by several workers, by Ray Train: each takes its part of every step's batches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from braid_fusion.training import Evaluation, ProcessPeers, TrainingRecord
+from braid_orchestrator.training.job import TrainingJob, do_job
+from braid_orchestrator.training.run import Outcome
+from braid_rpc.errors import BraidError, UnavailableError
+
+_OUTCOME_FILE = ".outcome.json"
+
+
+def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
+    """Start workers on the Ray cluster that this machine is part of (one of its own, if there is none), and wait.
+
+    The run's folder must be the same for all of them. A step takes ``num_workers`` times the batches that it takes
+    with one worker. Raises: BraidError, with what a worker raised; UnavailableError if Ray can't start them.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = job.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _OUTCOME_FILE).unlink(missing_ok=True)
+    own_cluster = not ray.is_initialized()
+    if own_cluster:
+        try:
+            ray.init(address="auto", log_to_driver=True)
+        except ConnectionError:
+            ray.init(log_to_driver=True)
+    try:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "job": replace(
+                    job, folder=folder, texts=_absolute(job.texts), held_out=_absolute(job.held_out)
+                )
+            },
+            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 0.5}),
+            torch_config=TorchConfig(backend="gloo"),
+            run_config=RunConfig(name="workers", storage_path=str(folder / "ray")),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            cause = _cause(error)
+            kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
+            raise kind(f"workers: {type(cause).__name__}: {cause}") from error
+    finally:
+        if own_cluster:
+            ray.shutdown()
+    return _read_outcome(folder)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """In each worker's process."""
+    import torch
+
+    torch.set_num_threads(1)
+    job: TrainingJob = config["job"]
+    peers = ProcessPeers()
+    outcome = do_job(job, peers, progress_bar=False)
+    if peers.rank == 0:
+        found = {
+            "weights": None if outcome.weights is None else str(outcome.weights),
+            "record": asdict(outcome.record),
+            "held_out": outcome.held_out,
+        }
+        (job.folder / _OUTCOME_FILE).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _read_outcome(folder: Path) -> Outcome:
+    path = folder / _OUTCOME_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BraidError(
+            f"workers: none of them wrote {path}; the run's folder must be shared by all"
+        ) from error
+    path.unlink()
+    record = found["record"]
+    record["evaluations"] = tuple(Evaluation(**one) for one in record["evaluations"])
+    return Outcome(found["weights"] and Path(found["weights"]), TrainingRecord(**record), found["held_out"])
+
+
+def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Workers have a working folder of their own."""
+    return tuple(str(Path(text).resolve()) if Path(text).exists() else text for text in texts)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the first worker that failed raised."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), error)
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return first

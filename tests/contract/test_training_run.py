@@ -1,0 +1,188 @@
+"""A whole training run, its shards in process or behind real gRPC: the same curve, the same weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from braids import braid_config, two_backends
+from models import tiny_backend
+from training_shards import TRANSPORTS, remote, training_shards
+
+from braid_fusion.errors import CheckpointMismatchError, TrainingDivergedError
+from braid_fusion.stack import FusionStack
+from braid_fusion.training import read_log
+from braid_fusion.weights import read_card
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.config.values import PointConfig
+from braid_orchestrator.training.data import DocumentEncoder, TrainingTexts, load_texts
+from braid_orchestrator.training.ports import TrainingShard
+from braid_orchestrator.training.run import LOG_FILE, Outcome, RunOptions, train_braid
+from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
+from braid_services.shard.backend import ShardBackend
+from braid_services.shard.config import ShardConfig
+from braid_services.shard.main import serve_backend
+
+OPTIONS = RunOptions(steps=6, window=12, batch_size=2, accumulate=2, evaluate_every=3, checkpoint_every=2)
+CONFIG = braid_config()
+
+
+@pytest.fixture(scope="module")
+def backends() -> list[ShardBackend]:
+    return two_backends()
+
+
+@pytest.fixture(scope="module")
+def texts(backends: list[ShardBackend], tmp_path_factory: pytest.TempPathFactory) -> TrainingTexts:
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_text("the thing in the other inner theatre is thin there " * 12)
+    encoder = DocumentEncoder(backends[0].tokenizer_json(), backends[0].card.eos_token_ids)
+    return load_texts([str(path)], encoder, window=OPTIONS.window, held_out_share=0.2)
+
+
+def run(
+    shards: list[TrainingShard],
+    texts: TrainingTexts,
+    folder: Path,
+    options: RunOptions = OPTIONS,
+    **how: object,
+) -> Outcome:
+    stack = FusionStack(resolve_plan(CONFIG, [shard.card for shard in shards]))
+    return train_braid(shards, stack, texts, options, folder, version="v1", progress_bar=False, **how)  # type: ignore[arg-type]
+
+
+def curve(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_log(folder / LOG_FILE) if "loss" in line]
+
+
+def sha256(outcome: Outcome) -> str:
+    return read_card(outcome.weights).weights_sha256
+
+
+@pytest.fixture(scope="module")
+def undisturbed(backends, texts, tmp_path_factory) -> Iterator[tuple[list[float], str]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with training_shards(backends, "in process") as shards:
+        outcome = run(shards, texts, folder)
+    assert outcome.record.steps == 6 and outcome.held_out is not None
+    assert {"loss", "weight/left", "weight/right"} <= outcome.held_out.keys()
+    return curve(folder), sha256(outcome)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_where_the_shards_are_changes_no_bit(transport, backends, texts, undisturbed, tmp_path) -> None:
+    with training_shards(backends, transport) as shards:
+        outcome = run(shards, texts, tmp_path)
+    assert (curve(tmp_path), sha256(outcome)) == undisturbed
+
+
+def test_a_run_that_was_ended_goes_on_bit_for_bit(backends, texts, undisturbed, tmp_path) -> None:
+    with training_shards(backends, "grpc") as shards:
+
+        def end(progress) -> None:
+            if progress.step == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(shards, texts, tmp_path, on_progress=end)
+        outcome = run(shards, texts, tmp_path, resume=True)
+    assert (curve(tmp_path), sha256(outcome)) == undisturbed
+
+
+def test_a_shard_that_is_killed_in_mid_run_changes_no_bit(texts, undisturbed, tmp_path) -> None:
+    backends = two_backends()
+    targets = [f"unix:{tmp_path}/{index}.sock" for index in range(2)]
+    servers = [serve_backend(one, [target]) for one, target in zip(backends, targets, strict=True)]
+    shards = [remote(one.card.name, target) for one, target in zip(backends, targets, strict=True)]
+    timers = []
+
+    def kill(progress) -> None:
+        if progress.step in (2, 4):
+            index = progress.step // 2 - 1
+            servers[index].stop()
+            fresh = two_backends()[index]
+
+            def restart() -> None:
+                servers[index] = serve_backend(fresh, [targets[index]])
+
+            timers.append(threading.Timer(0.3, restart))
+            timers[-1].start()
+
+    try:
+        outcome = run(shards, texts, tmp_path / "run", on_progress=kill)
+        assert (curve(tmp_path / "run"), sha256(outcome)) == undisturbed
+    finally:
+        for timer in timers:
+            timer.join()
+        for shard in shards:
+            shard.shutdown()
+        for server in servers:
+            server.stop()
+
+
+def test_another_base_model_is_another_run(backends, texts, tmp_path) -> None:
+    with training_shards(backends, "in process") as shards:
+        run(shards, texts, tmp_path)
+    others = [backends[0], tiny_backend("right", 9, width=48, num_layers=4)]
+    with (
+        training_shards(others, "in process") as shards,
+        pytest.raises(CheckpointMismatchError, match="plan"),
+    ):
+        run(shards, texts, tmp_path, resume=True)
+
+
+def test_a_shard_that_refuses_or_has_no_gradients_is_named_before_anything_is_run(texts, tmp_path) -> None:
+    backends = two_backends()
+    config = ShardConfig("right", "right", training_share=0.0)
+    refusing = ShardBackend(backends[1].model, backends[1].tokenizer, config)
+    with (
+        training_shards([backends[0], refusing], "grpc") as shards,
+        pytest.raises(UnsupportedModelError, match=r"^shard 'right': cannot take part.*training_share is 0$"),
+    ):
+        run(shards, texts, tmp_path / "run")
+    backends[1].training.no_backward = "it is quantized"
+    backends[1]._fixed_card = replace(backends[1]._fixed_card, supports_backward=False)
+    with training_shards(backends, "grpc") as shards:
+        with pytest.raises(UnsupportedModelError, match=r"training: shard right: no gradients"):
+            run(shards, texts, tmp_path / "run")
+        # One that only gives needs none.
+        points = (PointConfig(at=1, strategy="mlp", receivers=("left",)),)
+        plan = resolve_plan(braid_config(points=points), [shard.card for shard in shards])
+        options = RunOptions(steps=1, window=12, batch_size=2)
+        train_braid(shards, FusionStack(plan), texts, options, tmp_path / "gives", version="v1")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/abs"])
+def test_a_name_that_no_service_would_find_is_refused_before_anything_is_run(name, texts, tmp_path) -> None:
+    with training_shards(two_backends(), "in process") as shards:
+        stack = FusionStack(resolve_plan(CONFIG, [shard.card for shard in shards]))
+        with pytest.raises(InvalidRequestError, match="version: got"):
+            train_braid(shards, stack, texts, OPTIONS, tmp_path / "run", version=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_window_beyond_a_shards_context_is_refused(backends, texts, tmp_path) -> None:
+    options = RunOptions(window=257)
+    with training_shards(backends, "in process") as shards, pytest.raises(ContextLengthError, match="257"):
+        run(shards, texts, tmp_path, options)
+
+
+def test_a_loss_that_is_no_number_names_step_and_batch(backends, texts, tmp_path) -> None:
+    with training_shards(backends, "in process") as shards:
+
+        def spoil(progress) -> None:
+            if progress.step == 3:
+                with torch.no_grad():
+                    next(stack.parameters()).fill_(float("nan"))
+
+        stack = FusionStack(resolve_plan(CONFIG, [shard.card for shard in shards]))
+        with pytest.raises(TrainingDivergedError, match="step 3, batch 6"):
+            train_braid(
+                shards, stack, texts, OPTIONS, tmp_path, version="v1", on_progress=spoil, progress_bar=False
+            )
+    assert (tmp_path / "checkpoints" / "step-00000002.ckpt").exists()

@@ -1,0 +1,72 @@
+"""Two workers of Ray Train against shards that serve: the loss curve of one worker with twice the accumulation."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from models import save_tiny_model
+
+from braid_fusion.training import read_log
+from braid_fusion.weights import read_card
+from braid_orchestrator.config.schema import parse_braid_config
+from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.training.job import TrainingJob, do_job
+from braid_orchestrator.training.reaching import Way
+from braid_orchestrator.training.run import RunOptions
+from braid_orchestrator.training.workers import do_job_with_workers
+from braid_rpc.errors import ContextLengthError
+from braid_services.shard.main import serve_shard
+
+# Gradients of two workers are added up in another order than those of one.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
+    folder = tmp_path_factory.mktemp("models")
+    return parse_braid_config(
+        {
+            "name": "tiny",
+            "anchor": "left",
+            "shards": [
+                {"name": "left", "model": str(save_tiny_model(folder / "left", 1))},
+                {"name": "right", "model": str(save_tiny_model(folder / "right", 2, width=48, num_layers=4))},
+            ],
+            "points": [{"at": 0.5, "strategy": "mlp"}],
+            "readout": "gate",
+        },
+        {},
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
+def test_two_workers_are_one_with_twice_the_accumulation(config: BraidConfig, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the thing in the other inner theatre is thin there " * 20)
+    options = RunOptions(steps=5, window=16, batch_size=2, evaluate_every=2)
+    with ExitStack() as stack:
+        targets = {
+            shard.name: stack.enter_context(serve_shard(shard, ["127.0.0.1:0"])).targets[0]
+            for shard in config.shards
+        }
+        job = TrainingJob(
+            config, Way(targets), (str(text),), tmp_path / "two", held_out_share=0.2, options=options
+        )
+        two = do_job_with_workers(job, 2)
+        alone = replace(job, folder=tmp_path / "one", options=replace(options, accumulate=2))
+        one = do_job(alone, progress_bar=False)
+        assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=TOLERANCE)
+        assert len(losses(tmp_path / "one")) == 5
+        assert two.record.evaluations and two.held_out == pytest.approx(one.held_out, abs=TOLERANCE)
+        assert read_card(two.weights).plan == read_card(one.weights).plan
+        # What one worker can't do ends the run, with its reason.
+        with pytest.raises(ContextLengthError, match=r"workers: ContextLengthError: window: got 999"):
+            do_job_with_workers(
+                replace(job, folder=tmp_path / "bad", options=replace(options, window=999)), 2
+            )
