@@ -14,16 +14,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from docblocks import REPOSITORY, CodeBlock, code_blocks
 from rich.console import Console
+from safetensors.torch import load_file
 
+from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.demo.build import build_demo
 from braid_rpc import BraidClient
+from braid_services.shard.main import serve_shard
 
 README, HTTP, FUSION = (
     REPOSITORY / "README.md",
@@ -148,6 +153,50 @@ def test_python_as_the_readme_shows_it(
     monkeypatch.chdir(folder)
     block(README, "Python", "python").run({})
     assert capsys.readouterr().out.strip()
+
+
+def test_training_as_the_readme_shows_it(folder: Path) -> None:
+    """Fewer steps; and against the same shards as services, with the same result."""
+    for name in ("README.md", "docs"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(REPOSITORY / name)
+    braid = str(Path(sys.executable).with_name("braid"))
+    shown = block(README, "Training", "bash").substituted(
+        {".venv/bin/braid": braid, "--steps 40": "--steps 2"}
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAID_")}
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=4 * COMMAND_S,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stderr
+
+    first, again = shown.code.strip().splitlines()
+    assert "2 steps" in run(first) and "written to .braid/training/weights/trained" in run(again)
+    card = json.loads((folder / ".braid/training/weights/trained/card.json").read_text(encoding="utf-8"))
+    config = load_braid_config(folder / "deploy" / "braid.yaml")
+    with ExitStack() as stack:
+        places = ""
+        for shard in config.shards:
+            model = str(folder / shard.model)
+            server = stack.enter_context(serve_shard(replace(shard, model=model), ["127.0.0.1:0"]))
+            places += f" --shard {shard.name}={server.targets[0]}"
+        run(f"{first}{places} --into .braid/over-grpc")
+    remote = json.loads((folder / ".braid/over-grpc/weights/trained/card.json").read_text(encoding="utf-8"))
+    assert remote["plan_hash"] == card["plan_hash"] and remote["shard_hashes"] == card["shard_hashes"]
+    here, there = (
+        load_file(folder / ".braid" / name / "weights" / "trained" / "weights.safetensors")
+        for name in ("training", "over-grpc")
+    )
+    for name, tensor in here.items():  # the trainers may have used another number of threads
+        torch.testing.assert_close(tensor, there[name], atol=1e-4, rtol=1e-3)
 
 
 def test_grafting_as_the_readme_shows_it(
