@@ -64,6 +64,8 @@ _HOME = {
     "load_weights": "weights",
     "logit_features": "mixing",
     "make_strategy": "strategies",
+    "PackedWeights": "packed_weights",
+    "pack_stack": "packed_weights",
     "mix_logits": "mixing",
     "read_card": "weights",
     "register_strategy": "strategies",

@@ -1,49 +1,36 @@
-"""Trained modules on disk: one folder per version, with ``weights.safetensors`` and ``card.json``. No pickle.
+"""Trained modules on disk: one folder per version, with ``weights.safetensors`` and ``card.json``.
 
-The card says which plan, shards and tokenizers the weights belong to; loading them under others is refused.
+What stands in these files is `packed_weights`' to say; here is how a folder of them comes to be and is found.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import errno
 import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
-from torch import Tensor
-
-from braid_fusion.differences import differences
-from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights, WeightMismatch
+from braid_fusion.errors import CorruptWeights, NotAVersion, UnknownWeights
+from braid_fusion.packed_weights import (
+    PackedWeights,
+    WeightCard,
+    check_plan,
+    pack_stack,
+    parse_card,
+    unpack_into,
+)
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
-from braid_fusion.tensor_match import check_same_tensors
+from braid_fusion.whole_file import sync_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
-CARD_FORMAT = 1
 WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "card.json"
-
-
-@dataclass(frozen=True)
-class WeightCard:
-    """What a version of weights was made for and from. ``raw`` is the whole card."""
-
-    version: str
-    plan: BraidPlan
-    weights_sha256: str
-    created_unix_s: float
-    raw: Mapping[str, Any]
 
 
 def save_stack(
@@ -52,36 +39,36 @@ def save_stack(
     """Write a version; ``folder`` is the version's own and must not exist yet or be a version to overwrite.
 
     The folder appears complete or not at all. ``training_record`` is anything that JSON can hold.
-    Raises: NotAVersion, with nothing touched, if something else is there.
+    Raises: NotAVersion, with nothing touched, if something else is there; OSError, such as for a full disk.
     """
     folder = Path(folder)
     _refuse_what_is_no_version(folder)
+    write_version(folder, pack_stack(stack, training_record), overwrite=True)
+    return read_card(folder)
+
+
+def write_version(folder: Path, weights: PackedWeights, *, overwrite: bool = False) -> None:
+    """Write a version as it is, byte for byte; ``folder`` is its own and appears complete or not at all.
+
+    Raises: FileExistsError if something is there and is not to be overwritten; OSError, such as for a full disk.
+        After any of them all is as it was.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stack.state_dict().items()}
-    data = dump_tensors(tensors)
-    plan = stack.plan
-    raw = {
-        "format": CARD_FORMAT,
-        "braid_version": _braid_version(),
-        "created_unix_s": time.time(),
-        "plan_hash": plan.hash(),
-        "plan": json.loads(plan.to_json()),
-        "shard_hashes": {shard.name: shard.model_hash for shard in plan.shards},
-        "tokenizer_hashes": {shard.name: shard.tokenizer_hash for shard in plan.shards},
-        "num_parameters": stack.num_parameters(),
-        "weights_sha256": hashlib.sha256(data).hexdigest(),
-        "training": dict(training_record or {}),
-    }
-    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    building = Path(tempfile.mkdtemp(prefix=".new-version-", dir=folder.parent))
     try:
-        (building / WEIGHTS_FILE).write_bytes(data)
-        (building / CARD_FILE).write_text(text, encoding="utf-8")
+        write_whole(building / WEIGHTS_FILE, weights.data)
+        write_whole(building / CARD_FILE, weights.card_json.encode())
         building.chmod(0o755)
-        _put_in_place(building, folder)
+        if overwrite:
+            _put_in_place(building, folder)
+        else:
+            _put_beside_others(building, folder)
+        with contextlib.suppress(
+            OSError
+        ):  # it is there for all to see; whether for good, nobody could tell now
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return read_card(folder)
 
 
 def _refuse_what_is_no_version(folder: Path) -> None:
@@ -114,19 +101,43 @@ def _put_in_place(building: Path, folder: Path) -> None:
     shutil.rmtree(aside)
 
 
+def _put_beside_others(building: Path, folder: Path) -> None:
+    """Rename ``building`` to ``folder``, where nothing may be: of two who do it at once, one gets the error."""
+    try:
+        os.rename(building, folder)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, "there is something already", str(folder)) from error
+        raise
+
+
 def read_card(folder: Path | str) -> WeightCard:
     """The card of a version. Raises: UnknownWeights if there is none, CorruptWeights if it can't be read."""
     folder = Path(folder)
+    return parse_card(folder.name, read_card_text(folder), str(folder / CARD_FILE))
+
+
+def read_packed(folder: Path | str) -> PackedWeights:
+    """A version's bytes as they are; whether they fit together `unpack_into` finds out.
+
+    Raises: UnknownWeights if there is no card, CorruptWeights for what can't be read.
+    """
+    folder = Path(folder)
+    card_json = read_card_text(folder)
+    try:
+        return PackedWeights(card_json, (folder / WEIGHTS_FILE).read_bytes())
+    except OSError as error:
+        raise CorruptWeights(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+
+
+def read_card_text(folder: Path) -> str:
+    """The text of a version's card, byte for byte. Raises: as `read_card`."""
     path = folder / CARD_FILE
     if not path.is_file():
         raise UnknownWeights(f"weights {folder.name!r}: no {CARD_FILE} in {folder}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != CARD_FORMAT:
-            raise CorruptWeights(f"{path}: got card format {raw['format']!r}, expected {CARD_FORMAT}")
-        plan = BraidPlan.from_json(json.dumps(raw["plan"]))
-        return WeightCard(folder.name, plan, str(raw["weights_sha256"]), float(raw["created_unix_s"]), raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
         raise CorruptWeights(f"{path}: not a weight card: {type(error).__name__}: {error}") from error
 
 
@@ -162,43 +173,6 @@ def load_weights(stack: FusionStack, folder: Path | str) -> WeightCard:
     """
     folder = Path(folder)
     card = read_card(folder)
-    unlike = plan_differences(card.plan, stack.plan)
-    if unlike:
-        raise WeightMismatch(f"weights {card.version!r} were made for another braid: {'; '.join(unlike)}")
-    tensors = _read_tensors(folder / WEIGHTS_FILE, card.weights_sha256)
-    check_same_tensors(folder / WEIGHTS_FILE, tensors, stack.state_dict())
-    stack.load_state_dict(tensors)
+    check_plan(card, stack.plan)  # before the weights are read: they may be large
+    unpack_into(stack, card, read_packed(folder).data, str(folder / WEIGHTS_FILE))
     return card
-
-
-def plan_differences(saved: BraidPlan, running: BraidPlan) -> list[str]:
-    """Each field in which two plans differ, with both values. The seed doesn't count."""
-    return differences(_plain(saved), _plain(running), "this braid")
-
-
-def _plain(plan: BraidPlan) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    del raw["seed"]
-    return raw
-
-
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptWeights(f"{path}: cannot be read: {error}") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise CorruptWeights(f"{path}: got SHA-256 {found[:16]}…, expected {sha256[:16]}… as its card says")
-    try:
-        tensors: dict[str, Tensor] = load_tensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise CorruptWeights(f"{path}: not a safetensors file: {error}") from error
-    return tensors
-
-
-def _braid_version() -> str:
-    try:
-        return metadata.version("braid")
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -19,14 +19,14 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """So that the new name outlasts a power cut, as its content does."""
     number = os.open(folder, os.O_RDONLY)
     try:

@@ -97,7 +97,9 @@ def _remote_shard(config: ShardConfig, source: Resolver | Replicas, step_timeout
 
 def _embedded_fusion(config: BraidConfig) -> Fusion:
     import_strategies(config.fusion.imports)
-    return LocalFusion(FusionBackend(config.fusion.weights, config.fusion.version))
+    return LocalFusion(
+        FusionBackend(config.fusion.weights, config.fusion.version, config.fusion.max_publish_bytes)
+    )
 
 
 def _assemble(

@@ -130,7 +130,12 @@ class FusionReplica(_Replica):
         super().__init__(
             FUSION,
             lambda targets: serve_fusion(
-                config.weights, config.version, targets, config.threads, imports=config.imports
+                config.weights,
+                config.version,
+                targets,
+                config.threads,
+                imports=config.imports,
+                max_publish_bytes=config.max_publish_bytes,
             ),
         )
 

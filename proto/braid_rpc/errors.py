@@ -20,6 +20,7 @@ BraidError                      INTERNAL             500
 │   ├── QueueFullError
 │   ├── RateLimitError                                     more requests than one caller may send
 │   └── CacheFullError                                     no room for keys and values
+├── StorageError                RESOURCE_EXHAUSTED   507   what was to be kept could not be written: a full disk
 ├── UnavailableError            UNAVAILABLE          503   try again; `retry_after_s` says when
 ├── DeadlineError               DEADLINE_EXCEEDED    504
 ├── AuthenticationError         UNAUTHENTICATED      401   no API key, or one that is not known
@@ -141,6 +142,12 @@ class RateLimitError(CapacityError):
 
 class CacheFullError(CapacityError):
     """No room for the keys and values of a session."""
+
+
+class StorageError(BraidError):
+    """What was to be kept could not be written, such as on a full disk. Nothing has changed."""
+
+    grpc_status, http_status = "RESOURCE_EXHAUSTED", 507
 
 
 class UnavailableError(BraidError):

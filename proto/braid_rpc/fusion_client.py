@@ -1,24 +1,24 @@
-"""The fusion service, from a program of one's own: its plan, its weights' versions, its metrics, and its stream.
-
-Shapes: T rows of a batch, R rows of a readout, S shards, D_s a shard's width, N features read off its logits.
-"""
+"""The fusion service, from a program of one's own: its plan, its weights' versions, its metrics, and its stream."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from braid_rpc.calls import DEFAULT_TIMEOUT_S, CallOptions, call_unary
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES, make_channel
-from braid_rpc.errors import FrameError
-from braid_rpc.fusion_messages import lanes_to_proto
+from braid_rpc.fusion_stream import FusionStream
 from braid_rpc.handshake import check_protocol
-from braid_rpc.shard_messages import segments_to_proto
-from braid_rpc.steps import Lane, Segment
-from braid_rpc.stream_client import FusionStreamClient
-from braid_rpc.tensor import FLOAT_DTYPES, AnyArray, decode_tensor, encode_tensor
+from braid_rpc.publishing import (
+    CHUNK_BYTES,
+    Progress,
+    PublishedVersion,
+    publish_header,
+    publish_parts,
+    publish_timeout_s,
+)
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 
 
@@ -31,7 +31,8 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FusionCard:
-    """What the service has. ``plan_hash`` is empty while no plan is prepared."""
+    """What the service has. ``plan_hash`` is empty while no plan is prepared; ``instance_id`` is another one with
+    every start; ``max_publish_bytes`` is what the weights of a published version may have, 0 where none is taken."""
 
     protocol_version: int
     plan_hash: str
@@ -40,16 +41,20 @@ class FusionCard:
     num_sessions: int
     num_parameters: int
     frames: tuple[str, ...] = ()
+    instance_id: str = ""
+    max_publish_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VersionCard:
-    """One version of the weights; ``card_json`` has plan hash, shard hashes and the record of its training."""
+    """One version of the weights; ``card_json`` has plan hash, shard hashes and the record of its training. One that
+    is ``in_memory_only`` is gone when the service ends."""
 
     version: str
     card_json: str
     is_loaded: bool
     is_active: bool
+    in_memory_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +114,52 @@ class FusionClient:
         request = fusion_pb2.ActivateVersionRequest(version=version)
         return self._card(call_unary(self._stub.ActivateVersion, request, self._options))
 
+    def publish(
+        self,
+        card_json: str,
+        data: bytes,
+        version: str = "",
+        activate: bool = True,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Progress | None = None,
+    ) -> PublishedVersion:
+        """Have the service take in a new version of the weights, whole or not at all, and use it for new sessions.
+
+        The same version again is harmless, so the call is repeated like any other where nobody answers;
+        ``on_progress`` then begins at 0 again.
+
+        Args:
+            card_json: what `braid_fusion.packed_weights.pack_stack` makes, or a version's ``card.json``.
+            data: a safetensors file's bytes.
+            version: its name; empty: one that the same weights get again, and none else.
+            activate: False: the service has it, and goes on with the one that is active.
+            timeout_s: for all attempts together; None: the client's, and a second more for each megabyte.
+
+        Raises: InvalidRequestError for a name that can't be one, damaged weights, or too many bytes;
+            WeightMismatchError if they were made for another braid; ConflictError if another version has this name,
+            or no plan is prepared; CapacityError while too many come in; StorageError. After any of them all is as it
+            was.
+        """
+        header = publish_header(card_json, data, version, activate)
+        chunk_bytes = min(CHUNK_BYTES, self._max_message_bytes // 2)
+
+        def send(request: fusion_pb2.PublishHeader, **options: Any) -> Any:
+            parts = publish_parts(request, data, chunk_bytes, on_progress)
+            return self._stub.PublishVersion(parts, **options)
+
+        if timeout_s is None:
+            timeout_s = publish_timeout_s(self.timeout_s, len(data))
+        reply = call_unary(send, header, self._options, timeout_s=timeout_s)
+        card = self._card(reply.card)
+        return PublishedVersion(reply.version, card.active_version, reply.in_memory_only)
+
     def list_versions(self) -> tuple[VersionCard, ...]:
-        """All versions in the service's folder."""
+        """All versions: those in the service's folder, and those that it holds in memory."""
         reply = call_unary(self._stub.ListVersions, fusion_pb2.ListVersionsRequest(), self._options)
-        return tuple(VersionCard(v.version, v.card_json, v.loaded, v.active) for v in reply.versions)
+        return tuple(
+            VersionCard(v.version, v.card_json, v.loaded, v.active, v.in_memory_only) for v in reply.versions
+        )
 
     def metrics(self) -> tuple[PointMetrics, ...]:
         """Running means since the start, per fusion point."""
@@ -137,6 +184,8 @@ class FusionClient:
             message.num_sessions,
             message.num_parameters,
             tuple(message.frames),
+            message.instance_id,
+            message.max_publish_bytes,
         )
 
     def __enter__(self) -> Self:
@@ -146,114 +195,3 @@ class FusionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class FusionStream:
-    """Sessions in the fusion service, with numpy arrays. Not for two threads.
-
-    Every method raises what the service raised, UnavailableError if it is gone, DeadlineError if it takes longer
-    than the client's timeout.
-    """
-
-    def __init__(self, target: str, timeout_s: float, max_message_bytes: int) -> None:
-        self._timeout_s = timeout_s
-        self._max_bytes = max_message_bytes
-        self._client = FusionStreamClient(
-            target, max_message_bytes=max_message_bytes, send_timeout_s=timeout_s
-        )
-
-    def open(self, session_ids: Sequence[str], version: str = "") -> str:
-        """Open sessions, under ``version`` (empty: the active one); returns the version that they keep."""
-        op = fusion_pb2.OpenFusionSessions(session_ids=session_ids, version=version)
-        return str(self._call(fusion_pb2.FusionRequest(open=op)).opened.version)
-
-    def fuse(
-        self,
-        step_id: int,
-        point: int,
-        segments: Sequence[Segment],
-        states: Sequence[AnyArray],
-        lanes: Sequence[Lane] = (),
-    ) -> list[AnyArray | None]:
-        """Exchange states at a point of the plan.
-
-        Args:
-            segments: whose rows these are, in order.
-            states: one (T, D_s) per shard of the plan.
-            lanes: where shards have different tokenizers, the rows of each lane, the anchor's (the same
-                ``segments``) first.
-
-        Returns: one (T, D_s) per shard, injected already; None for a shard that receives nothing.
-        """
-        op = fusion_pb2.Fuse(
-            step_id=step_id,
-            point=point,
-            segments=segments_to_proto(segments),
-            states=[encode_tensor(state) for state in states],
-            lanes=lanes_to_proto(lanes),
-        )
-        fused = self._call(fusion_pb2.FusionRequest(fuse=op)).fused.states
-        if len(fused) != len(states):
-            raise FrameError(f"fused: got {len(fused)} states, expected one per shard: {len(states)}")
-        return [
-            decode_tensor(
-                message, dtypes=FLOAT_DTYPES, shape=state.shape, max_bytes=self._max_bytes, what="fused state"
-            )
-            if message.shape
-            else None
-            for message, state in zip(fused, states, strict=True)
-        ]
-
-    def read_out(
-        self,
-        step_id: int,
-        session_ids: Sequence[str],
-        hidden: Sequence[AnyArray],
-        features_RSN: AnyArray | None = None,
-    ) -> AnyArray:
-        """The shards' mixing weights, as logarithms: (R, S) float32.
-
-        Args:
-            session_ids: one per row.
-            hidden: one (R, D_s) per shard, the head's input.
-            features_RSN: what was read off the shards' logits, where the readout asks for it.
-        """
-        op = fusion_pb2.ReadOut(
-            step_id=step_id,
-            session_ids=session_ids,
-            hidden=[encode_tensor(states) for states in hidden],
-            features=None if features_RSN is None else encode_tensor(features_RSN),
-        )
-        reply = self._call(fusion_pb2.FusionRequest(read_out=op))
-        return decode_tensor(
-            reply.weights.log_weights,
-            dtypes=("float32",),
-            shape=(len(session_ids), len(hidden)),
-            max_bytes=self._max_bytes,
-            what="log_weights",
-        )
-
-    def crop(self, session_id: str, length: int, lane_lengths: Sequence[int] = ()) -> None:
-        """Forget cached positions from ``length`` on, in further lanes from theirs."""
-        op = fusion_pb2.CropFusion(session_id=session_id, length=length, lane_lengths=lane_lengths)
-        self._call(fusion_pb2.FusionRequest(crop=op))
-
-    def close(self, session_ids: Sequence[str]) -> None:
-        """Free the sessions' state. Unknown ids are passed over."""
-        op = fusion_pb2.CloseFusionSessions(session_ids=session_ids)
-        self._call(fusion_pb2.FusionRequest(close=op))
-
-    def end(self) -> None:
-        """End the stream, which frees everything that was opened on it."""
-        self._client.close()
-
-    def _call(self, request: fusion_pb2.FusionRequest) -> fusion_pb2.FusionReply:
-        return self._client.call(request, self._timeout_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()

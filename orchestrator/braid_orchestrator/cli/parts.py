@@ -126,14 +126,22 @@ def fusion(
     from braid_services.fusion.main import serve_fusion
 
     use_state(state)
+    max_publish_bytes = None
     if config is not None:
         from braid_orchestrator.config.files import locate_files
 
         braid = _load(config)
         settings = locate_files(braid, [shard.name for shard in braid.shards]).fusion
         weights, version, threads = settings.weights, settings.version, settings.threads
-        imports = [*settings.imports]
-    server = serve_fusion(weights, version, target or ["127.0.0.1:0"], threads, imports=imports or ())
+        imports, max_publish_bytes = [*settings.imports], settings.max_publish_bytes
+    server = serve_fusion(
+        weights,
+        version,
+        target or ["127.0.0.1:0"],
+        threads,
+        imports=imports or (),
+        max_publish_bytes=max_publish_bytes,
+    )
     from braid_orchestrator.config.values import FUSION
     from braid_orchestrator.state.lease import service_record
 

@@ -44,6 +44,7 @@ def _check_device(value: str) -> str:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True, ge=1)]
+SizeOrNothing = Annotated[int, BeforeValidator(parse_size), Field(strict=True, ge=0)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[StrictStr, AfterValidator(_check_name)]

@@ -29,6 +29,7 @@ from braid_orchestrator.config.kinds import (
     Quantization,
     Seconds,
     Size,
+    SizeOrNothing,
 )
 from braid_orchestrator.config.values import (
     FUSION,
@@ -127,6 +128,7 @@ class FusionModel(_Model):
     threads: Annotated[StrictInt, Field(ge=0)] = 1
     imports: tuple[StrictStr, ...] = ()
     frames: Frames = None
+    max_publish_bytes: SizeOrNothing | None = None
 
 
 class BraidingModel(_Model):

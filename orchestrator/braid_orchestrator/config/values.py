@@ -62,7 +62,8 @@ class FusionConfig:
     a folder of versions (None: untrained) and the version to start with (None: the newest). ``imports`` are
     modules that register strategies of one's own. ``frames`` is the format of states on the wire to the service,
     see `braid_rpc.frames`; None: as they are. ``threads`` are torch's where the modules run, and in an orchestrator
-    on plain processes (0: its own choice)."""
+    on plain processes (0: its own choice). ``max_publish_bytes`` bounds the weights of a version that is published
+    (None: by what the plan's tensors need; 0: none is taken in)."""
 
     placement: Literal["embedded", "service"] = "service"
     weights: str | None = None
@@ -70,6 +71,7 @@ class FusionConfig:
     threads: int = 1
     imports: tuple[str, ...] = ()
     frames: str | None = None
+    max_publish_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from braid_orchestrator.engine.trace import StepTrace
 from braid_rpc.cards import ShardCard
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_rpc.errors import UnavailableError
+from braid_rpc.publishing import PublishedVersion
 
 # What a message holds beside its logits.
 _ENVELOPE_BYTES = 2 * 2**20
@@ -210,6 +211,17 @@ class Engine:
     def activate(self, version: str) -> None:
         """Use another version of the fusion weights for sessions opened from now on."""
         self._fusion.activate(version)
+
+    @property
+    def max_publish_bytes(self) -> int:
+        """What the weights of a published version may have; 0: none is taken in."""
+        return self._fusion.max_publish_bytes
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in another version of the fusion weights, from any thread; as `ports.Fusion.publish`."""
+        return self._fusion.publish(card_json, data, version, activate=activate)
 
     def point_metrics(self) -> Many[PointMetrics]:
         """What the fusion modules say about themselves; may ask another process. Raises: UnavailableError."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult, PointMetrics
 from braid_rpc.cards import ChatFormat, ShardCard
+from braid_rpc.publishing import PublishedVersion
 from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep
 from braid_services.fusion.backend import FusionBackend, FusionStream
 from braid_services.shard.backend import ShardBackend
@@ -145,6 +146,17 @@ class LocalFusion:
     def activate(self, version: str) -> None:
         """See `ports.Fusion`."""
         self._backend.activate(version)
+
+    @property
+    def max_publish_bytes(self) -> int:
+        """See `ports.Fusion`."""
+        return self._backend.max_publish_bytes
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """See `ports.Fusion`."""
+        return self._backend.publish(card_json, data, version, activate=activate)
 
     def metrics(self) -> Sequence[PointMetrics]:
         """See `ports.Fusion`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_rpc.cards import ChatFormat, ShardCard
+from braid_rpc.publishing import PublishedVersion
 from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep, Timings
 
 
@@ -129,8 +130,22 @@ class Fusion(Protocol):
     def activate(self, version: str) -> None:
         """Use another version of the weights for sessions opened from now on."""
 
+    @property
+    def max_publish_bytes(self) -> int:
+        """What the weights of a published version may have; 0: none is taken in."""
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in a new version of the weights (empty: under a name that the same weights get again), whole or not at
+        all, and use it for sessions opened from now on. The same again is harmless. Like `metrics` from any thread.
+
+        Raises: InvalidRequestError, WeightMismatchError, ConflictError, CapacityError, StorageError,
+            UnavailableError. After any of them all is as it was.
+        """
+
     def metrics(self) -> Sequence[PointMetrics]:
-        """By fusion point, then of the readout. Unlike all else, from any thread. Raises: UnavailableError."""
+        """By fusion point, then of the readout. Unlike most else, from any thread. Raises: UnavailableError."""
 
     def reconnect(self) -> None:
         """Start afresh without sessions, on the plan prepared last. Raises: UnavailableError."""

@@ -5,6 +5,7 @@ Knows how records become messages; how bytes travel is `braid_rpc`'s.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,16 +14,25 @@ from torch import Tensor
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult, PointMetrics
 from braid_rpc.cards import PROTOCOL_VERSION
-from braid_rpc.errors import BraidError, FrameError, ProtocolVersionError, UnavailableError
+from braid_rpc.errors import (
+    BraidError,
+    FrameError,
+    ProtocolVersionError,
+    UnavailableError,
+    UnknownVersionError,
+)
 from braid_rpc.frames import check_frames, frame_code, is_narrower
 from braid_rpc.fusion_client import FusionClient
 from braid_rpc.fusion_messages import lanes_to_proto, row_metrics_of
+from braid_rpc.publishing import PublishedVersion
 from braid_rpc.shard_messages import segments_to_proto
 from braid_rpc.steps import Lane, Segment, Timings
 from braid_rpc.stream_client import FusionStreamClient
 from braid_rpc.v1 import fusion_pb2, tensor_pb2
 from braid_services.frames import decode_frame, put_frame
 from braid_services.tensors import decode_torch, encode_torch
+
+_log = logging.getLogger(__name__)
 
 
 class RemoteFusion:
@@ -36,6 +46,9 @@ class RemoteFusion:
         self._plan: BraidPlan | None = None
         self._client: FusionClient | None = None
         self._stream: FusionStreamClient | None = None
+        self._target = ""
+        self._instance_id = ""
+        self._max_publish_bytes = 0
         self._active_version = ""
 
     @property
@@ -46,7 +59,7 @@ class RemoteFusion:
     def prepare(self, plan: BraidPlan) -> None:
         """See `ports.Fusion`. Raises also: UnavailableError, ProtocolVersionError."""
         self._plan = plan
-        target = self._resolve()
+        self._target = target = self._resolve()
         self._client = FusionClient(target)
         card = self._client.prepare(plan.to_json())
         if card.protocol_version != PROTOCOL_VERSION:
@@ -55,12 +68,17 @@ class RemoteFusion:
             )
         check_frames("fusion.frames", self._frames, card.frames)
         self._active_version = card.active_version
+        self._instance_id = card.instance_id
+        self._max_publish_bytes = card.max_publish_bytes
         self._stream = FusionStreamClient(target)
 
     def open(self, session_ids: Sequence[str], version: str = "") -> str:
         """See `ports.Fusion`."""
         message = fusion_pb2.OpenFusionSessions(session_ids=session_ids, version=version)
-        return str(self._call(fusion_pb2.FusionRequest(open=message)).opened.version)
+        opened = str(self._call(fusion_pb2.FusionRequest(open=message)).opened.version)
+        if not version:
+            self._active_version = opened  # others may activate versions there, too
+        return opened
 
     def fuse(
         self,
@@ -127,6 +145,22 @@ class RemoteFusion:
             raise UnavailableError("fusion service: not connected")
         self._active_version = self._client.activate(version).active_version
 
+    @property
+    def max_publish_bytes(self) -> int:
+        """See `ports.Fusion`; as the service said when it was connected."""
+        return self._max_publish_bytes
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """See `ports.Fusion`. Over a connection of its own: it takes long, and others may be made anew meanwhile."""
+        if not self._target:
+            raise UnavailableError("fusion service: not connected")
+        with FusionClient(self._target) as client:
+            published = client.publish(card_json, data, version, activate)
+        self._active_version = published.active_version
+        return published
+
     def metrics(self) -> Sequence[PointMetrics]:
         """See `ports.Fusion`."""
         if self._client is None:
@@ -138,14 +172,21 @@ class RemoteFusion:
         self.shutdown()
         if self._plan is None:
             return
-        before = self._active_version
+        before, instance_id = self._active_version, self._instance_id
         self.prepare(self._plan)
-        if before and before != self._active_version:
-            try:
-                self.activate(before)  # a service that was restarted knows its configured version only
-            except BraidError:
-                self._active_version = before
-                raise
+        if before in ("", self._active_version) or instance_id == self._instance_id:
+            return
+        try:
+            self.activate(before)  # a service that was restarted knows its configured version only
+        except UnknownVersionError as error:
+            _log.warning(
+                "the fusion service was restarted and has lost the version that was active; new sessions get %r: %s",
+                self._active_version,
+                error,
+            )
+        except BraidError:
+            self._active_version, self._instance_id = before, instance_id
+            raise
 
     def shutdown(self) -> None:
         """See `ports.Fusion`."""

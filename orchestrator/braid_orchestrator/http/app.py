@@ -18,6 +18,7 @@ from braid_orchestrator.http.operations import operation_routes
 from braid_orchestrator.http.request_ids import RequestIds
 from braid_orchestrator.http.resuming import resuming_routes
 from braid_orchestrator.http.tokenizing import tokenizing_routes
+from braid_orchestrator.http.versions import PUBLISH_PATH, max_publish_body_bytes, version_routes
 from braid_orchestrator.serving.api_keys import ApiKeys
 from braid_orchestrator.serving.port import BraidPort
 
@@ -54,12 +55,14 @@ def create_app(
         chat_routes(get_service),
         tokenizing_routes(get_service),
         operation_routes(get_service, render_metrics),
+        version_routes(get_service),
         resuming_routes(get_service),
     ]
     routes = [*app.routes, *chain.from_iterable(router.routes for router in routers)]
     for router in routers:
         app.include_router(router)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, patience_s=body_patience_s)
+    larger = {PUBLISH_PATH: lambda: max_publish_body_bytes(get_service())}
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, patience_s=body_patience_s, larger=larger)
     app.add_middleware(RateLimit, get_service=get_service, get_keys=get_keys)
     # What is added last stands first: nothing of a request is read before its key is, and all are counted.
     app.add_middleware(ApiKeyGuard, get_keys=get_keys)

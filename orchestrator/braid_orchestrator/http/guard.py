@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,22 +43,33 @@ def _authorization(scope: Scope) -> str | None:
 
 
 class BodyLimit:
-    """Refuses a request's body as soon as it is larger than allowed, or when no more of it comes."""
+    """Refuses a request's body as soon as it is larger than allowed, or when no more of it comes. ``larger`` says for
+    some paths what their bodies may have, and is asked when one comes."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, patience_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        patience_s: float,
+        larger: Mapping[str, Callable[[], int]] = MappingProxyType({}),
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._larger = larger
         self._patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         received = _announced(scope) if scope["type"] == "http" else 0
         counted_so_far, complete = 0, False
+        limit: int | None = None
 
         async def counted() -> Message:
-            nonlocal counted_so_far, complete
-            if max(received, counted_so_far) > self._max_bytes:
-                raise self._too_large(max(received, counted_so_far))
+            nonlocal counted_so_far, complete, limit
+            if limit is None:
+                limit = self._larger.get(scope["path"], lambda: self._max_bytes)()
+            if max(received, counted_so_far) > limit:
+                raise _too_large(max(received, counted_so_far), limit)
             if complete:  # what comes now is the end of the connection, and may take its time
                 return await receive()
             try:
@@ -69,14 +81,15 @@ class BodyLimit:
                 ) from None
             counted_so_far += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if counted_so_far > self._max_bytes:
-                raise self._too_large(counted_so_far)
+            if counted_so_far > limit:
+                raise _too_large(counted_so_far, limit)
             return message
 
         await self._app(scope, counted if scope["type"] == "http" else receive, send)
 
-    def _too_large(self, size: int) -> HTTPException:
-        return HTTPException(413, f"body: got {size} bytes, expected at most {self._max_bytes}")
+
+def _too_large(size: int, limit: int) -> HTTPException:
+    return HTTPException(413, f"body: got {size} bytes, expected at most {limit}")
 
 
 def _announced(scope: Scope) -> int:

@@ -242,6 +242,14 @@ class VersionBody(Strict):
     version: Annotated[str, Field(min_length=1)]
 
 
+class PublishedOut(BaseModel):
+    """A version that was taken in, and the one that new requests get."""
+
+    version: str
+    active: str
+    in_memory_only: Annotated[bool, Field(description="gone when the process that holds it ends")]
+
+
 class ErrorDetailOut(BaseModel):
     """What went wrong."""
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, VersionBody
+from braid_orchestrator.http.native_schemas import ERROR_RESPONSES
 from braid_orchestrator.http.openai_schemas import ModelListOut, ModelOut
 from braid_orchestrator.serving.port import BraidPort
 from braid_rpc.cards import PROTOCOL_VERSION
@@ -73,15 +73,5 @@ def operation_routes(get_service: Callable[[], BraidPort], render_metrics: Calla
                 return entry
         names = ", ".join(entry.id for entry in known)
         raise UnknownModelError(f"model: got {model!r}, expected one of: {names}")
-
-    @router.get("/v1/fusion/versions/active")
-    async def active_version() -> dict[str, str]:
-        """The version of the fusion weights that new requests get."""
-        return {"active": get_service().describe().weights_version}
-
-    @router.post("/v1/fusion/versions/activate")
-    async def activate_version(body: VersionBody) -> dict[str, str]:
-        """Use another version for requests from now on; running ones keep theirs."""
-        return {"active": await get_service().activate(body.version)}
 
     return router

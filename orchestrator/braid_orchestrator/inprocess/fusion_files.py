@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from braid_fusion.packed_weights import plan_differences
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
-from braid_fusion.weights import list_versions, load_weights, plan_differences, save_stack
+from braid_fusion.weights import list_versions, load_weights, save_stack
 from braid_rpc.errors import CorruptWeightsError, UnknownVersionError, WeightMismatchError
 from braid_services.fusion.translation import braid_errors
 

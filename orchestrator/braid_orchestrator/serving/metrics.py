@@ -27,6 +27,7 @@ from braid_orchestrator.serving.port import BraidPort, as_generator
 from braid_orchestrator.serving.request_log import RequestLog
 from braid_orchestrator.serving.request_metrics import GenerationMeter, ServiceMetrics
 from braid_rpc.errors import BraidError
+from braid_rpc.publishing import PublishedVersion
 
 if TYPE_CHECKING:
     from braid_orchestrator.deciding import AskedT
@@ -146,6 +147,22 @@ class MeteredService:
         active = await self._service.activate(version)
         _log.info("fusion version activated", extra={"weights_version": active})
         return active
+
+    @property
+    def max_publish_bytes(self) -> int:
+        """As `BraidPort.max_publish_bytes`."""
+        return self._service.max_publish_bytes
+
+    async def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """As `BraidPort.publish`."""
+        published = await self._service.publish(card_json, data, version, activate=activate)
+        _log.info(
+            "fusion version published",
+            extra={"version": published.version, "weights_version": published.active_version},
+        )
+        return published
 
     async def admit(self, caller: str) -> None:
         """As `BraidPort.admit`."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from braid_orchestrator.engine.ports import PointMetrics
     from braid_orchestrator.serving.service import BraidDescription
     from braid_orchestrator.serving.shard_text import ShardText
+    from braid_rpc.publishing import PublishedVersion
 
 
 class BraidPort(Protocol):
@@ -46,6 +47,16 @@ class BraidPort(Protocol):
 
     async def activate(self, version: str) -> str:
         """Use another version of the fusion weights for requests from now on; returns its name."""
+
+    @property
+    def max_publish_bytes(self) -> int:
+        """What the weights of a published version may have; 0: none is taken in."""
+
+    async def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in another version of the fusion weights (empty: under a name that the same weights get again), and
+        use it for requests from now on. Whole or not at all; the same again is harmless."""
 
     async def admit(self, caller: str) -> None:
         """One more request of a caller (an API key, an address). Raises: RateLimitError if these are too many."""

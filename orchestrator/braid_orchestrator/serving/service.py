@@ -20,6 +20,7 @@ from braid_orchestrator.serving.shard_text import ShardText
 from braid_orchestrator.state.link import StateLink
 from braid_rpc.cards import ShardCard
 from braid_rpc.errors import BraidError, NotFoundError, RequestCancelledError, UnknownShardError
+from braid_rpc.publishing import PublishedVersion
 
 # A stream whose reader is that far behind is cancelled: what it held is free for others.
 MAX_UNREAD_EVENTS = 4096
@@ -148,6 +149,18 @@ class BraidService:
         """Use another version of the fusion weights for requests from now on; returns the active version."""
         await asyncio.to_thread((self._link or self._engine).activate, version)
         return self._engine.weights_version
+
+    @property
+    def max_publish_bytes(self) -> int:
+        """What the weights of a published version may have; 0: none is taken in."""
+        return self._engine.max_publish_bytes
+
+    async def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in another version of the fusion weights, here and wherever the state is shared."""
+        parts = self._link or self._engine
+        return await asyncio.to_thread(parts.publish, card_json, data, version, activate=activate)
 
     def text(self, shard: str | None = None) -> ShardText:
         """The tokenizer and the chat template of a shard; None: of the anchor. Raises: UnknownShardError."""

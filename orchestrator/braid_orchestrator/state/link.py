@@ -10,40 +10,27 @@ import logging
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from braid_orchestrator.config.values import StateConfig
-from braid_orchestrator.engine.requests import Event, GenerateRequest
+from braid_orchestrator.engine.requests import GenerateRequest
 from braid_orchestrator.engine.sessions import Sink
 from braid_orchestrator.state.fusion_version import FusionVersion
+from braid_orchestrator.state.fusion_weights import FusionWeights
 from braid_orchestrator.state.journal import Journal, Journals
 from braid_orchestrator.state.journaling import JournalWriter
+from braid_orchestrator.state.runs import Runs
 from braid_orchestrator.state.store import StateStore, Subscription
-from braid_rpc.errors import BraidError, ConflictError, NotFoundError, UnavailableError
+from braid_orchestrator.state.weights_fetcher import WeightsFetcher
+from braid_rpc.errors import BraidError, ConflictError, NotFoundError, UnavailableError, UnknownVersionError
+from braid_rpc.publishing import PublishedVersion
+from braid_services.fusion.publishing import check_size, name_for
 
 _log = logging.getLogger(__name__)
 
 _TABLE = "orchestrators"
 _NOBODY = "nobody"  # owns what was taken over and could not be carried on
-
-
-class Runs(Protocol):
-    """What is used of an engine."""
-
-    @property
-    def weights_version(self) -> str:
-        """The version that new sessions get."""
-
-    def activate(self, version: str) -> None:
-        """Use another version for sessions opened from now on."""
-
-    def submit(self, request: GenerateRequest, sink: Sink) -> str:
-        """Take a request in."""
-
-    def resume(self, request: GenerateRequest, events: Sequence[Event], sink: Sink) -> str:
-        """Carry on a request that was begun elsewhere."""
 
 
 class StateLink:
@@ -57,12 +44,14 @@ class StateLink:
         self._journals = Journals(store)
         self._writer = JournalWriter(self._journals, self.owner)
         self._version = FusionVersion(store)
+        self._weights = FusionWeights(store)
         self._chosen: str | None = None  # the version that was last seen in the store, or put there
         self._refused = ""
         self._choosing = threading.Lock()
         self._lost: BraidError | None = None
         self._subscription: Subscription | None = None
         self._wake = threading.Event()
+        self._fetcher = WeightsFetcher(self._weights, engine, self._wake.set)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
 
@@ -82,6 +71,7 @@ class StateLink:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._fetcher.stop()
         self._writer.stop()
         if self._subscription is not None:
             self._subscription.close()
@@ -137,6 +127,38 @@ class StateLink:
             except UnavailableError:
                 if self._config.when_lost == "refuse":
                     raise
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in a version of the fusion weights, and leave it in the store for those who activate it elsewhere.
+
+        Raises: what the engine raises; ConflictError if another orchestrator published another one of this name;
+            UnavailableError as `check`.
+        """
+        self.check()
+        version = name_for(version, card_json)
+        check_size(len(data), self._engine.max_publish_bytes)
+        is_new = self._offer(version, card_json, data)
+        try:
+            # Not in one: heartbeats don't wait for this, as they do for what is chosen.
+            published = self._engine.publish(card_json, data, version, activate=False)
+        except BaseException:
+            if is_new:
+                self._try(lambda: self._weights.withdraw(version), "could not take its weights back")
+            raise
+        if activate:
+            self.activate(version)
+        return replace(published, active_version=self._engine.weights_version)
+
+    def _offer(self, version: str, card_json: str, data: bytes) -> bool:
+        chosen = self._chosen
+        try:
+            return self._weights.offer(version, card_json, data, keep=() if chosen is None else (chosen,))
+        except UnavailableError:
+            if self._config.when_lost == "refuse":
+                raise
+            return False
 
     def orphans(self) -> list[str]:
         """Requests whose orchestrator is gone, and that nobody carries on yet. Raises: UnavailableError."""
@@ -194,8 +216,12 @@ class StateLink:
                 if self._chosen is not None:  # the store has come back empty
                     self._version.set(self._chosen)
             elif chosen != self._engine.weights_version:
-                self._engine.activate(chosen)
-                _log.info("fusion version %s was activated elsewhere", chosen)
+                try:
+                    self._engine.activate(chosen)
+                except UnknownVersionError:
+                    self._fetcher.begin(chosen)
+                else:
+                    _log.info("fusion version %s was activated elsewhere", chosen)
             self._chosen = chosen or self._chosen
 
     def _try(self, call: Callable[[], object], complaint: str) -> None:

@@ -18,7 +18,7 @@ class DescribeFusionRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FusionCard(_message.Message):
-    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters", "frames")
+    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters", "frames", "instance_id", "max_publish_bytes")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class FusionCard(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_PUBLISH_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     plan_hash: str
     active_version: str
@@ -33,7 +35,9 @@ class FusionCard(_message.Message):
     num_sessions: int
     num_parameters: int
     frames: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
+    instance_id: str
+    max_publish_bytes: int
+    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ..., instance_id: _Optional[str] = ..., max_publish_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadVersionRequest(_message.Message):
     __slots__ = ("version",)
@@ -52,22 +56,56 @@ class ListVersionsReply(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[VersionCard, _Mapping]]] = ...) -> None: ...
 
 class VersionCard(_message.Message):
-    __slots__ = ("version", "card_json", "loaded", "active")
+    __slots__ = ("version", "card_json", "loaded", "active", "in_memory_only")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CARD_JSON_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    IN_MEMORY_ONLY_FIELD_NUMBER: _ClassVar[int]
     version: str
     card_json: str
     loaded: bool
     active: bool
-    def __init__(self, version: _Optional[str] = ..., card_json: _Optional[str] = ..., loaded: _Optional[bool] = ..., active: _Optional[bool] = ...) -> None: ...
+    in_memory_only: bool
+    def __init__(self, version: _Optional[str] = ..., card_json: _Optional[str] = ..., loaded: _Optional[bool] = ..., active: _Optional[bool] = ..., in_memory_only: _Optional[bool] = ...) -> None: ...
 
 class ActivateVersionRequest(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: str
     def __init__(self, version: _Optional[str] = ...) -> None: ...
+
+class PublishPart(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PublishHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PublishHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PublishHeader(_message.Message):
+    __slots__ = ("version", "card_json", "num_bytes", "sha256", "activate")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CARD_JSON_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATE_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    card_json: str
+    num_bytes: int
+    sha256: str
+    activate: bool
+    def __init__(self, version: _Optional[str] = ..., card_json: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., activate: _Optional[bool] = ...) -> None: ...
+
+class PublishReply(_message.Message):
+    __slots__ = ("version", "in_memory_only", "card")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IN_MEMORY_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    in_memory_only: bool
+    card: FusionCard
+    def __init__(self, version: _Optional[str] = ..., in_memory_only: _Optional[bool] = ..., card: _Optional[_Union[FusionCard, _Mapping]] = ...) -> None: ...
 
 class GetMetricsRequest(_message.Message):
     __slots__ = ()

@@ -60,6 +60,11 @@ class FusionStub:
                 request_serializer=braid__rpc_dot_v1_dot_fusion__pb2.ActivateVersionRequest.SerializeToString,
                 response_deserializer=braid__rpc_dot_v1_dot_fusion__pb2.FusionCard.FromString,
                 _registered_method=True)
+        self.PublishVersion = channel.stream_unary(
+                '/braid.v1.Fusion/PublishVersion',
+                request_serializer=braid__rpc_dot_v1_dot_fusion__pb2.PublishPart.SerializeToString,
+                response_deserializer=braid__rpc_dot_v1_dot_fusion__pb2.PublishReply.FromString,
+                _registered_method=True)
         self.GetMetrics = channel.unary_unary(
                 '/braid.v1.Fusion/GetMetrics',
                 request_serializer=braid__rpc_dot_v1_dot_fusion__pb2.GetMetricsRequest.SerializeToString,
@@ -108,6 +113,14 @@ class FusionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishVersion(self, request_iterator, context):
+        """Takes in a new version: its header, then its weights in any number of chunks. Whole or not at all; the same
+        version again is harmless, another one of its name is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMetrics(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -148,6 +161,11 @@ def add_FusionServicer_to_server(servicer, server):
                     servicer.ActivateVersion,
                     request_deserializer=braid__rpc_dot_v1_dot_fusion__pb2.ActivateVersionRequest.FromString,
                     response_serializer=braid__rpc_dot_v1_dot_fusion__pb2.FusionCard.SerializeToString,
+            ),
+            'PublishVersion': grpc.stream_unary_rpc_method_handler(
+                    servicer.PublishVersion,
+                    request_deserializer=braid__rpc_dot_v1_dot_fusion__pb2.PublishPart.FromString,
+                    response_serializer=braid__rpc_dot_v1_dot_fusion__pb2.PublishReply.SerializeToString,
             ),
             'GetMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetrics,
@@ -296,6 +314,33 @@ class Fusion:
             '/braid.v1.Fusion/ActivateVersion',
             braid__rpc_dot_v1_dot_fusion__pb2.ActivateVersionRequest.SerializeToString,
             braid__rpc_dot_v1_dot_fusion__pb2.FusionCard.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishVersion(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/braid.v1.Fusion/PublishVersion',
+            braid__rpc_dot_v1_dot_fusion__pb2.PublishPart.SerializeToString,
+            braid__rpc_dot_v1_dot_fusion__pb2.PublishReply.FromString,
             options,
             channel_credentials,
             insecure,

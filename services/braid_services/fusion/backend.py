@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import uuid
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
-from braid_rpc.errors import ConflictError
+from braid_rpc.errors import CapacityError, ConflictError
+from braid_rpc.publishing import PublishedVersion
 from braid_services.fusion.metrics import READOUT_PLACE, PointMetrics, RunningMetrics
+from braid_services.fusion.publishing import Announced, Upload
 from braid_services.fusion.stream import FusionStream
 from braid_services.fusion.versions import VersionInfo, Versions
 
 __all__ = ["FusionBackend", "FusionStatus", "FusionStream"]
+
+MAX_UPLOADS = 4
+"""Versions that come in at the same time: each is in memory until it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +36,29 @@ class FusionStatus:
     num_sessions: int
     num_parameters: int
     cache_bytes: int
+    max_publish_bytes: int
 
 
 class FusionBackend:
     """Serves one plan at a time, to any number of streams in threads of their own.
 
     ``weights_dir`` is a folder of versions as `braid_fusion.weights.save_stack` writes them (None: the
-    modules are untrained), ``version`` the one to begin with (None: the newest).
+    modules are untrained, and what is published is in memory only), ``version`` the one to begin with (None: the
+    newest). The weights of a published version may have ``max_publish_bytes`` (None: what the plan's tensors need,
+    twice over; 0: none is taken in).
     """
 
-    def __init__(self, weights_dir: Path | str | None = None, version: str | None = None) -> None:
+    def __init__(
+        self,
+        weights_dir: Path | str | None = None,
+        version: str | None = None,
+        max_publish_bytes: int | None = None,
+    ) -> None:
+        self.instance_id = uuid.uuid4().hex
         self._folder = None if weights_dir is None else Path(weights_dir)
         self._first_version = version or None
+        self._max_publish_bytes = max_publish_bytes
+        self._uploads = threading.BoundedSemaphore(MAX_UPLOADS)
         self._versions: Versions | None = None
         self._metrics = RunningMetrics()
         self._streams: weakref.WeakSet[FusionStream] = weakref.WeakSet()
@@ -113,6 +133,44 @@ class FusionBackend:
         """Sessions from now on get this version; running ones keep theirs. Raises: as `prepare`."""
         self.versions.activate(version)
 
+    @property
+    def max_publish_bytes(self) -> int:
+        """What the weights of a published version may have. Raises: ConflictError before `prepare`."""
+        given = self._max_publish_bytes
+        return self.versions.max_packed_bytes if given is None else given
+
+    @contextmanager
+    def receive(self, announced: Announced) -> Iterator[Upload]:
+        """A version on its way in; nothing of it is there unless its `finish` was reached.
+
+        Raises: CapacityError while too many come in; ConflictError before `prepare`; as `Upload`.
+        """
+        if not self._uploads.acquire(blocking=False):
+            raise CapacityError(
+                f"publish: {MAX_UPLOADS} versions are coming in, expected fewer", retry_after_s=1.0
+            )
+        try:
+            yield Upload(announced, lambda: self.versions, self.max_publish_bytes)
+        finally:
+            self._uploads.release()
+
+    def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        """Take in a new version of the weights, whole or not at all; the same version again is harmless.
+
+        Args:
+            card_json, data: as `braid_fusion.packed_weights.pack_stack` makes them.
+            version: its name; empty: one that the same weights get again, and none else.
+            activate: sessions from then on get it; running ones keep theirs.
+
+        Raises: as `receive`, and as `Upload.finish`.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self.receive(Announced(version, card_json, len(data), sha256, activate)) as upload:
+            upload.add(data)
+            return upload.finish()
+
     def list_versions(self) -> list[VersionInfo]:
         """All versions, the oldest first. Raises: ConflictError before `prepare`."""
         return self.versions.list()
@@ -121,7 +179,7 @@ class FusionBackend:
         """As it is now."""
         versions = self._versions
         if versions is None:
-            return FusionStatus("", "", (), 0, 0, 0)
+            return FusionStatus("", "", (), 0, 0, 0, 0)
         with self.lock:
             streams = list(self._streams)
         return FusionStatus(
@@ -131,6 +189,7 @@ class FusionBackend:
             num_sessions=sum(stream.num_sessions for stream in streams),
             num_parameters=versions.stack(versions.active).num_parameters(),
             cache_bytes=sum(stream.cache_bytes() for stream in streams),
+            max_publish_bytes=self.max_publish_bytes,
         )
 
     @property

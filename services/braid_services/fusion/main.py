@@ -39,6 +39,7 @@ def serve_fusion(
     *,
     imports: Sequence[str] = (),
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    max_publish_bytes: int | None = None,
 ) -> RunningServer:
     """Serve fusion modules on ``targets`` (``unix:/path``, ``host:port``) and return at once.
 
@@ -46,7 +47,7 @@ def serve_fusion(
     untrained), of ``version`` (None: the newest). ``threads`` is torch's thread count in this process; 0 leaves
     it as it is.
 
-    ``imports``: modules that register strategies of one's own.
+    ``imports``: modules that register strategies of one's own. ``max_publish_bytes``: as `FusionBackend` has it.
 
     Raises: InvalidRequestError for threads below 0 or a malformed target, ConflictError for one that is taken,
     ConfigError for a module that can't be imported.
@@ -56,7 +57,7 @@ def serve_fusion(
     if threads:
         torch.set_num_threads(threads)
     import_strategies(imports)
-    backend = FusionBackend(weights_dir, version)
+    backend = FusionBackend(weights_dir, version, max_publish_bytes)
     return start_server(
         [FusionServicer(backend, max_message_bytes)], targets, max_message_bytes=max_message_bytes
     )

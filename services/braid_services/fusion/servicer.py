@@ -23,6 +23,7 @@ from braid_rpc.unexpected import unexpected_error
 from braid_rpc.v1 import fusion_pb2, fusion_pb2_grpc
 from braid_services.frames import decode_frame, put_frame
 from braid_services.fusion.backend import FusionBackend, FusionStream
+from braid_services.fusion.publishing import Announced
 from braid_services.tensors import decode_torch, put_torch
 
 _STATE_FORMATS = (*sorted(FLOAT_DTYPES), "int8")
@@ -68,7 +69,11 @@ class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
         return fusion_pb2.ListVersionsReply(
             versions=[
                 fusion_pb2.VersionCard(
-                    version=info.version, card_json=info.card_json, loaded=info.loaded, active=info.active
+                    version=info.version,
+                    card_json=info.card_json,
+                    loaded=info.loaded,
+                    active=info.active,
+                    in_memory_only=info.in_memory_only,
                 )
                 for info in self._backend.list_versions()
             ]
@@ -80,6 +85,29 @@ class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
         """New sessions get this version."""
         self._backend.activate(request.version)
         return self._card()
+
+    def PublishVersion(  # noqa: N802
+        self, request_iterator: Iterator[fusion_pb2.PublishPart], context: grpc.ServicerContext
+    ) -> fusion_pb2.PublishReply:
+        """Take in a version. A caller that goes away in the middle ends the iterator, and leaves nothing."""
+        first = next(request_iterator, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidRequestError("publish: got no header, expected one in the first part")
+        header = first.header
+        announced = Announced(
+            header.version, header.card_json, header.num_bytes, header.sha256, header.activate
+        )
+        with self._backend.receive(announced) as upload:
+            for part in request_iterator:
+                if part.WhichOneof("part") != "data":
+                    raise InvalidRequestError(
+                        "publish: got a part without data, expected bytes of the weights"
+                    )
+                upload.add(part.data)
+            published = upload.finish()
+        return fusion_pb2.PublishReply(
+            version=published.version, in_memory_only=published.in_memory_only, card=self._card()
+        )
 
     def GetMetrics(  # noqa: N802
         self, request: fusion_pb2.GetMetricsRequest, context: grpc.ServicerContext
@@ -116,6 +144,8 @@ class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
             num_sessions=status.num_sessions,
             num_parameters=status.num_parameters,
             frames=FRAME_FORMATS,
+            instance_id=self._backend.instance_id,
+            max_publish_bytes=status.max_publish_bytes,
         )
 
 

@@ -29,8 +29,15 @@ from braid_orchestrator.engine.text import TextCodec
 from braid_orchestrator.serving.service import BraidDescription
 from braid_orchestrator.serving.shard_text import ShardText
 from braid_rpc.cards import ChatFormat, ShardCard
-from braid_rpc.errors import BraidError, ContextLengthError, NotFoundError, UnknownVersionError
+from braid_rpc.errors import (
+    BraidError,
+    ConflictError,
+    ContextLengthError,
+    NotFoundError,
+    UnknownVersionError,
+)
 from braid_rpc.fusion_client import PointMetrics
+from braid_rpc.publishing import PublishedVersion
 from braid_rpc.stability import ChoiceStability, TokenStability
 
 TOKEN_STABILITY = TokenStability(1.5, None, 0.75, 0.25)
@@ -62,6 +69,7 @@ class FakeService:
         self.error_after_first: BraidError | Exception | None = None
         self.not_ready: BraidError | None = None
         self.version = "v1"
+        self.published: list[tuple[str, bytes, str, bool]] = []
         self.store_up: bool | None = True
         self.callers: list[str] = []
         self.too_many: BraidError | None = None
@@ -170,6 +178,19 @@ class FakeService:
             raise UnknownVersionError(f"version: got {version!r}, expected one of: v1, v2")
         self.version = version
         return version
+
+    @property
+    def max_publish_bytes(self) -> int:
+        return 20_000
+
+    async def publish(
+        self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
+    ) -> PublishedVersion:
+        if version == "v1":
+            raise ConflictError(f"version: got {version!r}, which is there already")
+        self.published.append((card_json, data, version, activate))
+        self.version = version or "picked" if activate else self.version
+        return PublishedVersion(version or "picked", self.version, True)
 
     def point_metrics(self) -> Sequence[PointMetrics]:
         return [PointMetrics("1", "mlp", 7, {"weight/left": 0.75, "gate/right": 0.5, "router_entropy": 0.1})]
