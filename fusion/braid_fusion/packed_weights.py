@@ -134,7 +134,8 @@ def max_packed_bytes(stack: FusionStack) -> int:
     """The most bytes that weights of these modules can have as a file: every number in twice its width, and a header
     of a kilobyte for each tensor."""
     sizes = [tensor.numel() * tensor.element_size() for tensor in stack.state_dict().values()]
-    return 2 * sum(sizes) + 1024 * (len(sizes) + 1)
+    most: int = 2 * sum(sizes) + 1024 * (len(sizes) + 1)
+    return most
 
 
 def _plain(plan: BraidPlan) -> dict[str, Any]:

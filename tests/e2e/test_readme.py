@@ -263,3 +263,15 @@ def test_a_version_is_activated_without_a_restart_as_the_documentation_shows_it(
         assert client.generate("import os", max_tokens=1).weights_version == "untrained"
     activate = block(FUSION, "Versions of the weights", "bash").substituted({'"untrained"': f'"{before}"'})
     assert json.loads(service.curl(activate)) == {"active": before}
+
+
+def test_a_version_is_published_as_the_documentation_shows_it(service: Service) -> None:
+    with service.client() as client:
+        before = client.describe().weights_version
+        expected = client.generate("import os", max_tokens=8, temperature=0).text
+        answer = json.loads(service.curl(block(FUSION, "Publishing", "bash")))
+        assert answer == json.loads(block(FUSION, "Publishing", "json").code)
+        told = client.generate("import os", max_tokens=8, temperature=0)
+        assert (told.weights_version, told.text) == (answer["version"], expected)
+    activate = block(FUSION, "Versions of the weights", "bash").substituted({'"untrained"': f'"{before}"'})
+    assert json.loads(service.curl(activate)) == {"active": before}

@@ -19,6 +19,7 @@ CONTEXT = 48
 EXAMPLES = 12
 
 pytestmark = pytest.mark.timeout(300)
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
 
 
 @pytest.fixture(scope="module")

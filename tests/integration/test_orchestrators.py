@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,10 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from braids import Client, Result, braid_config, shaken_weights, two_backends
+from braids import Client, Result, braid_config, shake, shaken_weights, two_backends
 from programs import eventually
 from redis_server import RedisServer
 
+from braid_fusion.packed_weights import PackedWeights, pack_stack
+from braid_fusion.stack import FusionStack
+from braid_fusion.weights import read_packed
 from braid_orchestrator.assembly import assemble_remote
 from braid_orchestrator.config.values import BraidConfig, StateConfig
 from braid_orchestrator.engine.requests import (
@@ -83,8 +87,12 @@ class House:
         self._stack.callback(store.close)
         return store
 
-    def orchestrator(self, when_lost: str = "refuse") -> BraidService:
+    def orchestrator(self, when_lost: str = "refuse", weights: Path | None = None) -> BraidService:
+        """``weights``: a folder of its own, as on another machine."""
         config = replace(self.config, state=replace(self.config.state, when_lost=when_lost))
+        if weights is not None:
+            shutil.copytree(self.weights, weights)
+            config = replace(config, fusion=replace(config.fusion, weights=str(weights)))
         service = assemble_remote(config, self._targets, None, self.store())
         self._stack.callback(service.stop)
         return service
@@ -251,6 +259,58 @@ def test_a_version_activated_on_one_is_used_by_all(house: House) -> None:
     with pytest.raises(UnknownVersionError):
         asyncio.run(first.activate("v9"))
     assert second._engine.weights_version == "v4"
+
+
+def packed(service: BraidService, seed: int) -> PackedWeights:
+    stack = FusionStack(service._engine.plan)
+    shake(stack, seed)
+    return pack_stack(stack)
+
+
+def test_a_version_published_on_one_comes_to_all_whose_modules_are_apart(
+    house: House, tmp_path: Path
+) -> None:
+    first, second = (house.orchestrator(weights=tmp_path / name) for name in ("one", "other"))
+    running = ask(second, REQUEST, slowly=True)
+    before = answer(first, replace(REQUEST, request_id="before"))
+    weights = packed(first, 8)
+    published = asyncio.run(first.publish(weights.card_json, weights.data))
+    assert published.active_version == published.version
+    eventually(
+        lambda: second._engine.weights_version == published.version, SOON_S, "the other has fetched it"
+    )
+    assert read_packed(tmp_path / "other" / published.version) == weights
+    after = answer(first, replace(REQUEST, request_id="after"))
+    assert answer(second, replace(REQUEST, request_id="after too")) == after != before
+    assert said(Client.results(running)) == before, "what was running kept its version"
+    third = house.orchestrator(weights=tmp_path / "late")
+    eventually(lambda: third._engine.weights_version == published.version, SOON_S, "who starts later, too")
+    assert answer(third, replace(REQUEST, request_id="late")) == after
+    asyncio.run(second.activate("v3"))
+    eventually(lambda: first._engine.weights_version == "v3", SOON_S, "and back again")
+
+
+def test_one_name_means_the_same_weights_everywhere(house: House, tmp_path: Path) -> None:
+    first, second = (house.orchestrator(weights=tmp_path / name) for name in ("one", "other"))
+    mine, yours = packed(first, 8), packed(first, 9)
+    asyncio.run(first.publish(mine.card_json, mine.data, "v8", activate=False))
+    with pytest.raises(ConflictError, match="'v8', which another orchestrator published"):
+        asyncio.run(second.publish(yours.card_json, yours.data, "v8"))
+    assert not (tmp_path / "other" / "v8").exists()
+    assert second._engine.weights_version == "v3"
+    assert asyncio.run(second.publish(mine.card_json, mine.data, "v8")).active_version == "v8"
+    eventually(lambda: first._engine.weights_version == "v8", SOON_S, "the other has noticed")
+
+
+def test_nothing_is_published_while_redis_is_away(house: House, tmp_path: Path) -> None:
+    patient = house.orchestrator(weights=tmp_path / "one")
+    alone = house.orchestrator("embedded", weights=tmp_path / "other")
+    weights = packed(patient, 8)
+    house.redis.stop()
+    with pytest.raises(UnavailableError, match="state store"):
+        asyncio.run(patient.publish(weights.card_json, weights.data, "v8"))
+    assert not (tmp_path / "one" / "v8").exists()
+    assert asyncio.run(alone.publish(weights.card_json, weights.data, "v8")).active_version == "v8"
 
 
 @pytest.mark.parametrize("when_lost", ["refuse", "embedded"])

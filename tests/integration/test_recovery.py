@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from braids import Client, braid_config, shaken_weights, two_backends
+from braids import Client, braid_config, shake, shaken_weights, two_backends
 
 from braid_fusion import LyapunovMonitor
+from braid_fusion.packed_weights import PackedWeights, pack_stack
+from braid_fusion.stack import FusionStack
 from braid_orchestrator.assembly import assemble_remote
 from braid_orchestrator.config.values import BraidConfig, LimitsConfig
 from braid_orchestrator.engine.requests import TokenEvent
 from braid_rpc.errors import UnavailableError
+from braid_rpc.fusion_client import FusionClient
 from braid_rpc.stability import StabilityOptions
 from braid_services.fusion.main import serve_fusion
 from braid_services.serving import RunningServer
@@ -139,6 +143,59 @@ def test_the_active_version_outlives_the_fusion_service(parts: Parts, client: Cl
     parts.start("fusion")
     assert client.generate("the one", **OPTIONS).token_ids == expected
     assert client.engine.weights_version == "v4"
+
+
+def packed(client: Client, seed: int) -> PackedWeights:
+    stack = FusionStack(client.engine.plan)
+    shake(stack, seed)
+    return pack_stack(stack)
+
+
+def test_what_was_activated_at_the_fusion_service_itself_is_noticed_and_stays(
+    parts: Parts, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("braid_orchestrator.engine.engine._PING_EVERY_S", 0.1)
+    client.generate("the one", **{**OPTIONS, "max_tokens": 1})
+    with FusionClient(parts.target("fusion")) as fusion:
+        v4, v5 = packed(client, 4), packed(client, 5)
+        fusion.publish(v4.card_json, v4.data, "v4")
+        wait_for(lambda: client.engine.weights_version == "v4")
+        before = client.generate("the one", **OPTIONS).token_ids
+        monkeypatch.setattr("braid_orchestrator.engine.engine._PING_EVERY_S", 60.0)
+        client.generate("the one", **{**OPTIONS, "max_tokens": 1})
+        # Before anybody could hear of the next one, all connections are made anew.
+        fusion.publish(v5.card_json, v5.data, "v5")
+    parts.stop("left")
+    parts.start("left")
+    assert client.generate("the one", **OPTIONS).token_ids != before
+    assert client.engine.stats().recoveries >= 1
+    assert client.engine.weights_version == "v5"
+
+
+def test_a_version_that_was_in_memory_only_is_lost_with_the_service_and_the_braid_goes_on(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts._config = replace(parts._config, fusion=replace(parts._config.fusion, weights=None))
+    parts.stop("fusion")
+    parts.start("fusion")
+    shards = {name: (lambda name=name: parts.target(name)) for name in ("left", "right")}
+    service = assemble_remote(parts._config, shards, lambda: parts.target("fusion"))
+    try:
+        client = Client(service._engine, service)
+        untrained = client.generate("the one", **OPTIONS).token_ids
+        weights = packed(client, 4)
+        assert client.engine.publish(weights.card_json, weights.data, "v4").in_memory_only
+        assert client.engine.weights_version == "v4"
+        assert client.generate("the one", **OPTIONS).token_ids != untrained
+        parts.stop("fusion")
+        parts.start("fusion")
+        assert client.generate("the one", **OPTIONS).token_ids == untrained
+        assert client.engine.weights_version == "untrained"
+        assert "has lost the version that was active" in caplog.text
+        client.engine.publish(weights.card_json, weights.data, "v4")
+        assert client.generate("the one", **OPTIONS).token_ids != untrained
+    finally:
+        service.stop()
 
 
 def test_an_idle_braid_notices_that_a_part_is_gone(

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 import typer
 import yaml
-from braids import shaken_weights
+from braids import shake, shaken_weights
 from docblocks import (
     DOCUMENTS,
     REPOSITORY,
@@ -37,6 +38,8 @@ from braid_fusion.deciding import predicates
 from braid_fusion.resonance.lyapunov import LyapunovMonitor
 from braid_fusion.row_cache import RowCache
 from braid_fusion.strategies import RouterFusion, make_strategy, registry, strategy_names
+from braid_fusion.weights import load_stack
+from braid_orchestrator import BraidedLLM
 from braid_orchestrator.cli.main import app as command_line
 from braid_orchestrator.config.files import locate_files
 from braid_orchestrator.config.kinds import parse_size
@@ -55,7 +58,7 @@ from braid_orchestrator.engine.requests import (
 from braid_orchestrator.http.answers import event_data
 from braid_orchestrator.http.app import create_app
 from braid_orchestrator.http.errors import error_body
-from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut, TokenOut
+from braid_orchestrator.http.native_schemas import GenerateBody, GenerateOut, PublishedOut, TokenOut
 from braid_orchestrator.http.stability_schemas import ChoiceStabilityOut, StabilityFields, TokenStabilityOut
 from braid_orchestrator.serving.metrics import MeteredService
 from braid_rpc.errors import ERROR_TYPES, BraidError, ConfigError, InvalidRequestError
@@ -79,6 +82,7 @@ RUN_HERE = {
     ("braiding.md", "A predicate"),
     ("configuration.md", "Plain processes"),
     ("fusion.md", "A strategy of your own"),
+    ("fusion.md", "Publishing"),
     ("fusion.md", "Training"),
     ("grafting.md", "On a model"),  # in test_docs_grafting.py, as the next
     ("grafting.md", "Configurations"),
@@ -330,6 +334,34 @@ def test_the_training_that_is_shown_lowers_the_loss_and_serves(own_registry: Non
     service.prepare(namespace["braided"].plan)
     assert [version.version for version in service.list_versions()] == ["untrained", "v3", "v2"]
     assert service.active_version == "v2"
+
+
+def test_the_publishing_that_is_shown_activates_what_was_sent(
+    demo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    braided = BraidedLLM.from_config(load_braid_config(DEPLOY))
+    shake(braided, 9)
+    (block,) = blocks_under(FUSION, "Publishing")
+    with serve_fusion(".braid/demo/fusion", None, ["127.0.0.1:0"]) as server:
+        block.substituted({"127.0.0.1:7100": server.targets[0]}).run({"braided": braided})
+        version, active = capsys.readouterr().out.split()
+    braided.close()
+    assert version == active
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", version)
+    loaded = load_stack(braided.plan, demo_folder / ".braid" / "demo" / "fusion" / version).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in braided.stack.state_dict().items())
+
+
+def test_the_answer_to_publishing_that_is_shown_has_its_shape() -> None:
+    (block,) = blocks_under(FUSION, "Publishing", "json")
+    shown = json.loads(block.code)
+    assert PublishedOut.model_validate(shown).model_dump() == shown
+
+
+def test_the_refusals_of_publishing_are_shown_with_their_statuses() -> None:
+    for cell in table_under(FUSION, "Publishing").by_first_column():
+        name, status = re.fullmatch(r"`?(\w+)`? \((\d+)\)", cell).groups()  # type: ignore[union-attr]
+        assert ERROR_TYPES[name].http_status == int(status)
 
 
 def test_the_deciders_that_are_shown_decide(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

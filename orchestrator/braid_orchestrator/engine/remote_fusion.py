@@ -50,6 +50,7 @@ class RemoteFusion:
         self._instance_id = ""
         self._max_publish_bytes = 0
         self._active_version = ""
+        self._num_told = 0  # how often a version was activated from here
 
     @property
     def active_version(self) -> str:
@@ -75,9 +76,10 @@ class RemoteFusion:
     def open(self, session_ids: Sequence[str], version: str = "") -> str:
         """See `ports.Fusion`."""
         message = fusion_pb2.OpenFusionSessions(session_ids=session_ids, version=version)
+        since = self._num_told
         opened = str(self._call(fusion_pb2.FusionRequest(open=message)).opened.version)
         if not version:
-            self._active_version = opened  # others may activate versions there, too
+            self._hear(opened, since)
         return opened
 
     def fuse(
@@ -137,13 +139,15 @@ class RemoteFusion:
 
     def close(self, session_ids: Sequence[str]) -> None:
         """See `ports.Fusion`."""
-        self._call(fusion_pb2.FusionRequest(close=fusion_pb2.CloseFusionSessions(session_ids=session_ids)))
+        message = fusion_pb2.CloseFusionSessions(session_ids=session_ids)
+        since = self._num_told
+        self._hear(self._call(fusion_pb2.FusionRequest(close=message)).closed.active_version, since)
 
     def activate(self, version: str) -> None:
         """See `ports.Fusion`."""
         if self._client is None:
             raise UnavailableError("fusion service: not connected")
-        self._active_version = self._client.activate(version).active_version
+        self._tell(self._client.activate(version).active_version)
 
     @property
     def max_publish_bytes(self) -> int:
@@ -158,7 +162,7 @@ class RemoteFusion:
             raise UnavailableError("fusion service: not connected")
         with FusionClient(self._target) as client:
             published = client.publish(card_json, data, version, activate)
-        self._active_version = published.active_version
+        self._tell(published.active_version)
         return published
 
     def metrics(self) -> Sequence[PointMetrics]:
@@ -194,6 +198,15 @@ class RemoteFusion:
             self._stream.close()
         if self._client is not None:
             self._client.close()
+
+    def _tell(self, version: str) -> None:
+        self._active_version = version
+        self._num_told += 1
+
+    def _hear(self, version: str, since: int) -> None:
+        """Others may activate versions there, too. What was told from here meanwhile is newer."""
+        if version and since == self._num_told:
+            self._active_version = version
 
     def _format(self, state: Tensor) -> str | None:
         return self._frames if is_narrower(self._frames, _dtype_name(state)) else None

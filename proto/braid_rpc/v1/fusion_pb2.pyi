@@ -278,5 +278,7 @@ class CloseFusionSessions(_message.Message):
     def __init__(self, session_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FusionClosed(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("active_version",)
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    active_version: str
+    def __init__(self, active_version: _Optional[str] = ...) -> None: ...

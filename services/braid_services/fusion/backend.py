@@ -108,6 +108,11 @@ class FusionBackend:
         return self.versions.plan
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether there is a plan."""
+        return self._versions is not None
+
+    @property
     def active_version(self) -> str:
         """The version that new sessions get. Raises: ConflictError before `prepare`."""
         return self.versions.active

@@ -17,11 +17,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Modules, the SHA-256 of the weights that they were read from, and the card of those that no folder has."""
+    """Modules, and the SHA-256 of the weights that they were read from; of those that no folder has, the card, and
+    when they were made."""
 
     stack: FusionStack
     sha256: str | None = None
     card_json: str | None = None
+    created_unix_s: float = 0.0
 
 
 class LoadedStacks:

@@ -239,6 +239,8 @@ class _Call:
     def _close(self, op: fusion_pb2.CloseFusionSessions, reply: fusion_pb2.FusionReply) -> float:
         self._stream.close(list(op.session_ids))
         reply.closed.SetInParent()
+        if self._backend.is_prepared:
+            reply.closed.active_version = self._backend.active_version
         return 0.0
 
     def _states(self, messages: Any, num_rows: Sequence[int]) -> list[Any]:

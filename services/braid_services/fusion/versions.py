@@ -144,7 +144,8 @@ class Versions:
             if self._folder is not None:
                 self._write(self._folder, card, weights)
             card_json = weights.card_json if self.in_memory_only else None
-            self._keep(card.version, Loaded(stack, card.weights_sha256, card_json))
+            loaded = Loaded(stack, card.weights_sha256, card_json, card.created_unix_s)
+            self._keep(card.version, loaded)
             if activate:
                 self.active = card.version
 
@@ -153,11 +154,12 @@ class Versions:
         loaded, active = self.loaded, self.active
         infos = [VersionInfo(UNTRAINED, "{}", UNTRAINED in loaded, active == UNTRAINED)]
         on_disk = self._cards()
-        for name in loaded:
-            if name not in {UNTRAINED, *on_disk}:
-                held = self._stacks.peek(name)
-                card_json = held.card_json if held is not None else None
-                infos.append(VersionInfo(name, card_json or "{}", True, active == name, in_memory_only=True))
+        found = {name: self._stacks.peek(name) for name in loaded if name not in {UNTRAINED, *on_disk}}
+        held = {name: one for name, one in found.items() if one is not None}
+        infos += [
+            VersionInfo(name, held[name].card_json or "{}", True, active == name, in_memory_only=True)
+            for name in sorted(held, key=lambda name: (held[name].created_unix_s, name))
+        ]
         return infos + [
             VersionInfo(name, card, name in loaded, active == name) for name, card in on_disk.items()
         ]

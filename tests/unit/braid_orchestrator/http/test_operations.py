@@ -26,15 +26,6 @@ async def test_models_are_the_braid_and_its_shards(http: httpx.AsyncClient) -> N
     assert (await http.get("/v1/models/middle")).status_code == 404
 
 
-async def test_weights_are_activated_by_version(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/v1/fusion/versions/active")).json() == {"active": "v1"}
-    response = await http.post("/v1/fusion/versions/activate", json={"version": "v2"})
-    assert response.json() == {"active": "v2"}
-    response = await http.post("/v1/fusion/versions/activate", json={"version": "v9"})
-    assert response.status_code == 404
-    assert response.json()["error"]["type"] == "UnknownVersionError"
-
-
 async def test_metrics_count_what_was_answered(http: httpx.AsyncClient) -> None:
     await http.post("/generate", json={"prompt": "x"})
     await http.post("/generate", json={"prompt": "x", "stream": True})
