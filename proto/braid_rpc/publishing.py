@@ -36,12 +36,8 @@ class PublishedVersion:
 
 
 def publish_header(card_json: str, data: bytes, version: str, activate: bool) -> fusion_pb2.PublishHeader:
-    """What goes before the weights. Raises: InvalidRequestError for a card that is too large or no text."""
-    try:
-        num_card_bytes = len(card_json.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"card: got text that is not Unicode: {error.reason}") from error
-    check_card_size(num_card_bytes)
+    """What goes before the weights. Raises: as `check_card`."""
+    check_card(card_json)
     return fusion_pb2.PublishHeader(
         version=version,
         card_json=card_json,
@@ -51,8 +47,12 @@ def publish_header(card_json: str, data: bytes, version: str, activate: bool) ->
     )
 
 
-def check_card_size(num_bytes: int) -> None:
-    """Raises: InvalidRequestError for a card of more than `MAX_CARD_BYTES`."""
+def check_card(card_json: str) -> None:
+    """Raises: InvalidRequestError for a card of more than `MAX_CARD_BYTES`, or that is no text."""
+    try:
+        num_bytes = len(card_json.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"card: got text that is not Unicode: {error.reason}") from error
     if num_bytes > MAX_CARD_BYTES:
         raise InvalidRequestError(f"card: got {num_bytes} bytes, expected at most {MAX_CARD_BYTES}")
 

@@ -245,6 +245,7 @@ def damaged(weights: PackedWeights) -> dict[str, tuple[PackedWeights, str]]:
         "a card of another format": (with_card(weights, format=2), "card format 2"),
         "a card from nowhen": (with_card(weights, created_unix_s=float("nan")), "created_unix_s"),
         "a card of the far future": (with_card(weights, created_unix_s=1e300), "created_unix_s"),
+        "a card that is no text": (PackedWeights('{"format": "\ud800"}', data), "not Unicode"),
         "a card that is too large": (with_card(weights, training="x" * MAX_CARD_BYTES), "card: got"),
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from braid_fusion.errors import CorruptWeights
 from braid_fusion.packed_weights import PackedWeights, WeightCard, check_plan, parse_card, version_name
 from braid_rpc.errors import ConflictError, InvalidRequestError
-from braid_rpc.publishing import PublishedVersion, check_card_size
+from braid_rpc.publishing import PublishedVersion, check_card
 from braid_services.fusion.translation import braid_errors
 from braid_services.fusion.version_names import check_new_name
 from braid_services.fusion.versions import Versions
@@ -88,7 +88,6 @@ class Upload:
 
     def _checked_card(self) -> WeightCard:
         announced = self._announced
-        check_card_size(len(announced.card_json.encode(errors="replace")))
         name = name_for(announced.version, announced.card_json)
         with _publishers_errors():
             card = parse_card(name, announced.card_json, "card")
@@ -104,8 +103,9 @@ class Upload:
 def name_for(version: str, card_json: str) -> str:
     """What a new version will be called if ``version`` was asked for; empty: what `version_name` makes of its card.
 
-    Raises: InvalidRequestError for a name that can't be one, or a card that is none.
+    Raises: InvalidRequestError for a name that can't be one, or a card that can't.
     """
+    check_card(card_json)
     if version:
         check_new_name(version)
         return version
