@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from braid_fusion.packed_weights import PackedWeights, pack_stack
 from braid_fusion.stack import FusionStack
@@ -98,6 +101,31 @@ def test_weights_for_a_plan_that_is_no_longer_served_are_refused(plan, weights) 
         with pytest.raises(ConflictError, match="another plan"):
             upload.finish()
     assert backend.active_version == "untrained"
+
+
+def test_of_two_that_come_in_at_once_the_second_finds_the_first(plan, weights, monkeypatch) -> None:
+    backend = FusionBackend()
+    backend.prepare(plan)
+    inside, go = threading.Semaphore(0), threading.Event()
+    unpack = versions.unpack_into
+
+    def slow(*args) -> None:
+        inside.release()
+        go.wait(20)
+        unpack(*args)
+
+    monkeypatch.setattr(versions, "unpack_into", slow)
+    other = pack_stack(trained_stack(plan, 8))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(backend.publish, weights.card_json, weights.data, "third")
+        assert inside.acquire(timeout=20)
+        second = threads.submit(backend.publish, other.card_json, other.data, "third")
+        assert not inside.acquire(timeout=0.3)
+        go.set()
+    assert first.result().active_version == "third"
+    assert isinstance(second.exception(), ConflictError)
+    held = backend.versions.stack("third").state_dict()
+    assert all(torch.equal(held[name], value) for name, value in trained_stack(plan, 7).state_dict().items())
 
 
 def test_another_service_with_the_same_folder_may_be_faster(plan, weights_dir, weights, monkeypatch) -> None:
