@@ -155,8 +155,8 @@ def test_python_as_the_readme_shows_it(
     assert capsys.readouterr().out.strip()
 
 
-def test_training_as_the_readme_shows_it(folder: Path) -> None:
-    """Fewer steps; and against the same shards as services, with the same result."""
+def test_training_as_the_readme_shows_it(folder: Path, service: Service) -> None:
+    """Fewer steps; and against shards as services, with the same result, which the running braid then uses."""
     for name in ("README.md", "docs"):
         if not (folder / name).exists():
             (folder / name).symlink_to(REPOSITORY / name)
@@ -188,13 +188,19 @@ def test_training_as_the_readme_shows_it(folder: Path) -> None:
             model = str(folder / shard.model)
             server = stack.enter_context(serve_shard(replace(shard, model=model), ["127.0.0.1:0"]))
             places += f" --shard {shard.name}={server.targets[0]}"
-        run(f"{first}{places} --into .braid/over-grpc")
+        said = run(f"{first}{places} --into .braid/over-grpc --publish http://{service.http}")
     remote = json.loads((folder / ".braid/over-grpc/weights/trained/card.json").read_text(encoding="utf-8"))
     assert remote["plan_hash"] == card["plan_hash"] and remote["shard_hashes"] == card["shard_hashes"]
     here, there = (
         load_file(folder / ".braid" / name / "weights" / "trained" / "weights.safetensors")
         for name in ("training", "over-grpc")
     )
+    with service.client() as client:
+        before = client.describe().weights_version
+        assert (
+            f"active: {before}" in said
+            and client.generate("import os", max_tokens=1).weights_version == before
+        )
     for name, tensor in here.items():  # the trainers may have used another number of threads
         torch.testing.assert_close(tensor, there[name], atol=1e-4, rtol=1e-3)
 

@@ -76,7 +76,17 @@ def train(
     into: Annotated[
         Path, typer.Option(file_okay=False, help="The run's folder: checkpoints, log, plot, weights.")
     ] = Path(".braid/training"),
-    version: Annotated[str, typer.Option(help="What the weights are called.")] = "trained",
+    version: Annotated[
+        str, typer.Option(help="What the weights are called in the run's folder.")
+    ] = "trained",
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Who gets the weights at the end and uses them for requests from then on: a running braid "
+            "(`http://host:port`), or a fusion service (`host:port`, `unix:/path`).",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the last checkpoint in the run's folder, bit for bit."),
@@ -115,6 +125,8 @@ def train(
     - `braid train --text data.jsonl --held-out test.jsonl --shard code=10.0.0.5:7001 --shard prose=10.0.0.6:7001`
 
     - `braid train --text hf:roneneldan/TinyStories --state redis://10.0.0.4:6379 --join`
+
+    - `braid train --text notes.txt --serve braid --publish http://127.0.0.1:8000`
     """
     from braid_orchestrator.config.files import locate_files
     from braid_orchestrator.config.schema import load_braid_config
@@ -162,9 +174,15 @@ def train(
                 on_reading=lambda what, done, total: show(f"reading {what}", done, total),
                 on_left_out=lambda line: err.print(f"left out: {line}", highlight=False, soft_wrap=True),
             )
+    published = None
+    if publish is not None and outcome.weights is not None:
+        from braid_orchestrator.training.publishing import publish_version
+
+        published = publish_version(outcome.weights, publish)
     if json:
         print_json(
             {
+                "published": None if published is None else asdict(published),
                 "weights": None if outcome.weights is None else str(outcome.weights),
                 "held_out": outcome.held_out,
                 "record": asdict(outcome.record),
@@ -172,6 +190,10 @@ def train(
         )
     else:
         _show(outcome)
+        if published is not None:
+            err.print(
+                f"published as {published.version}; active: {published.active_version}", highlight=False
+            )
 
 
 def _way(braid: BraidConfig, shards: list[str], join: bool, application: str | None) -> Way:
