@@ -78,7 +78,7 @@ async def test_only_so_many_bodies_are_held_at_a_time(http: httpx.AsyncClient, s
 async def test_a_published_version_is_logged(
     http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "braid_orchestrator")
     await http.post(f"{PATH}?version=v7&activate=false", content=write_archive("{}", b"x"))
     (record,) = [one for one in caplog.records if "published" in one.msg]
     assert (record.__dict__["version"], record.__dict__["weights_version"]) == ("v7", "v1")
