@@ -46,6 +46,8 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
 
 
+# Ray Train uses what Ray Data deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_workers_are_one_with_twice_the_accumulation(config: BraidConfig, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the thing in the other inner theatre is thin there " * 20)
