@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,24 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
     )
 
 
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """A Ray of this test's own, whatever else runs on the machine."""
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
 
 
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_two_workers_are_one_with_twice_the_accumulation(config: BraidConfig, tmp_path: Path) -> None:
+def test_two_workers_are_one_with_twice_the_accumulation(
+    config: BraidConfig, cluster: None, tmp_path: Path
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the thing in the other inner theatre is thin there " * 20)
     options = RunOptions(steps=5, window=16, batch_size=2, evaluate_every=2)
