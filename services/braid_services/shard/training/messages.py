@@ -10,7 +10,7 @@ from torch import Tensor
 from braid_rpc.steps import Timings
 from braid_rpc.tensor import FLOAT_DTYPES
 from braid_rpc.training import HeadInputs, SpanInputs, SpanOutputs
-from braid_rpc.v1 import shard_pb2
+from braid_rpc.v1 import shard_pb2, tensor_pb2
 from braid_services.tensors import decode_torch, put_torch
 
 _ID_DTYPES = ("int32", "int64")
@@ -98,7 +98,7 @@ def take_outputs(message: shard_pb2.SpanOutputs, max_bytes: int, what: str) -> S
     )
 
 
-def put_timings(timings: Timings, serialize_s: float, message: shard_pb2.StepTimings) -> None:
+def put_timings(timings: Timings, serialize_s: float, message: tensor_pb2.StepTimings) -> None:
     """Write where the time went into an empty message."""
     message.compute_us = round(timings.compute_s * 1e6)
     message.wait_us = round(timings.wait_s * 1e6)
