@@ -68,6 +68,7 @@ bench: install
 	@$(BIN)/braid bench naive
 	@$(BIN)/braid bench precision
 	@$(BIN)/braid bench graft
+	@$(BIN)/braid bench train
 
 proto: install
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=proto --pyi_out=proto --grpc_python_out=proto $(PROTOS)

@@ -105,3 +105,12 @@ def test_graft_quality_lets_every_way_learn_the_same_text(tmp_path: Path) -> Non
     assert {one["method"] for one in contests} == {"graft", "lora", "mlp"}
     assert all(0 < result["test"] < 20 for one in contests for result in one["results"])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_takes_the_same_steps_over_grpc_as_in_process() -> None:
+    value = run("train")
+    losses = value["raw"]["losses"]
+    assert losses["gRPC"] == pytest.approx(losses["in process"], abs=1e-5) and losses["gRPC"]
+    assert [one["num_layers"] for one in value["raw"]["memory"]] == [6, 12]
+    for one in value["raw"]["memory"]:
+        assert all(0 < kept <= value["settings"]["training_bytes"] for kept in one["kept_bytes"])
