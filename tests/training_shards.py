@@ -16,11 +16,11 @@ from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.remote import RemoteTrainingShard
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.main import serve_backend
 
 TRANSPORTS = ("in process", "grpc")
-MESSAGE_BYTES = 64 * 2**20
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def training_shards(backends: Sequence[ShardBackend], transport: str) -> Iterato
 
 
 def remote(name: str, target: str, **options: float) -> RemoteTrainingShard:
-    return RemoteTrainingShard(name, lambda: target, max_message_bytes=MESSAGE_BYTES, **options)
+    return RemoteTrainingShard(name, lambda: target, max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES, **options)
 
 
 def plain_logprobs(

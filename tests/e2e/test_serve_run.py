@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,32 @@ def test_errors_keep_their_type_through_both_proxies(http: httpx.Client, grpc_cl
     response = http.post("/generate", json={"prompt": PROMPT, "model": "nobody"})
     assert (response.status_code, response.json()["error"]["type"]) == (404, "UnknownModelError")
     assert http.post("/generate", json={"prompt": PROMPT, "temperature": -1}).status_code == 400
+
+
+def test_its_shards_train_and_it_uses_what_came_of_it(
+    service: Service, http: httpx.Client, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the thing in the other inner theatre is thin there " * 12)
+    command = [sys.executable, "-m", "braid_orchestrator.cli", "train", "--config", str(service.config)]
+    command += [
+        "--serve",
+        "braid",
+        "--publish",
+        service.url,
+        "--text",
+        str(text),
+        "--into",
+        str(tmp_path / "run"),
+    ]
+    command += ["--steps", "2", "--window", "12", "--batch", "2", "--json"]
+    before = http.get("/v1/fusion/versions/active").json()["active"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    published = json.loads(done.stdout)["published"]
+    assert published["active_version"] == published["version"] != before
+    answer = http.post("/generate", json={"prompt": PROMPT, **SAMPLED}).json()
+    assert answer["weights_version"] == published["version"]
 
 
 def test_clients_that_hang_up_free_what_they_held(http: httpx.Client, grpc_client: BraidClient) -> None:

@@ -1,14 +1,18 @@
-"""Two workers of Ray Train against shards that serve: the loss curve of one worker with twice the accumulation."""
+"""Workers of Ray Train: two have the loss curve of one with twice the accumulation; Ctrl-C, and going on."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from models import save_tiny_model
+from programs import eventually
 
 from braid_fusion.training import read_log
 from braid_fusion.weights import read_card
@@ -54,6 +58,41 @@ def cluster() -> Iterator[None]:
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
+def interrupt_when(folder: Path, num_steps: int) -> Thread:
+    """Ctrl-C as soon as so many steps are logged."""
+
+    def wait_and_interrupt() -> None:
+        log = folder / "log.jsonl"
+        eventually(lambda: log.exists() and len(losses(folder)) >= num_steps, 120.0, "steps are taken")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = Thread(target=wait_and_interrupt)
+    thread.start()
+    return thread
+
+
+# Ray Train uses what Ray Data deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on(
+    config: BraidConfig, cluster: None, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    text = tmp_path / "text.txt"
+    text.write_text("the thing in the other inner theatre is thin there " * 20)
+    options = RunOptions(steps=40, window=16, batch_size=2, accumulate=2, evaluate_every=100)
+    job = TrainingJob(config, Way(), (str(text),), tmp_path / "run", held_out_share=0.2, options=options)
+    interrupting = interrupt_when(job.folder, 3)
+    stopped = do_job_with_workers(job, 1)
+    interrupting.join()
+    assert stopped.weights is None and stopped.record.stopped_by == "interrupt"
+    assert 3 <= stopped.record.steps < 40
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = do_job_with_workers(replace(job, resume=True), 1)
+    assert resumed.record.steps == 40
+    do_job(replace(job, folder=tmp_path / "straight"), progress_bar=False)
+    assert losses(job.folder) == pytest.approx(losses(tmp_path / "straight"), abs=TOLERANCE)
 
 
 # Ray Train uses what Ray Data deprecates.

@@ -36,6 +36,11 @@ from braid_fusion.training.step import Losses, OptimiserStep
 BatchT = TypeVar("BatchT")
 
 
+def never() -> bool:
+    """Nobody wants it."""
+    return False
+
+
 class Trainer(Generic[BatchT]):
     """Trains the trainable parameters of a module on a loss.
 
@@ -57,6 +62,7 @@ class Trainer(Generic[BatchT]):
         clock: seconds, for ``max_seconds``.
         peers: other workers with the same module, whose ``batches`` are their parts of the same source. The first
             one evaluates, logs and writes checkpoints; all resume from these.
+        stop_wanted: asked before every step; True ends the run as Ctrl-C does. The first worker's counts.
 
     Raises: TrainingConfigError; TrainingDataError for checkpoints of a source that can't be resumed.
     """
@@ -76,6 +82,7 @@ class Trainer(Generic[BatchT]):
         progress_bar: bool | None = False,
         clock: Callable[[], float] = time.monotonic,
         peers: Peers | None = None,
+        stop_wanted: Callable[[], bool] = never,
     ) -> None:
         self._peers = peers or NoPeers()
         self._writes = is_first = self._peers.rank == 0
@@ -87,6 +94,7 @@ class Trainer(Generic[BatchT]):
         self._log_path = log_path if is_first else None
         self._progress_bar = progress_bar if is_first else False
         self._clock = clock
+        self._stop_wanted = stop_wanted
         self._optimisers = make_optimisers(module, config.optimiser)
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
@@ -148,7 +156,7 @@ class Trainer(Generic[BatchT]):
         start = self._clock() - position.seconds
         batches = iter(self._batches)
         self.module.train()
-        while position.stopped_by is None and not self._peers.from_first(wish.asked):
+        while position.stopped_by is None and not self._peers.from_first(wish.asked or self._stop_wanted()):
             factor = learning_rate_factor(
                 max(position.fraction, 1.0 / self.config.max_steps), self.config.schedule
             )

@@ -20,11 +20,9 @@ from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.loss import braid_loss
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.remote import RemoteTrainingShard
+from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_services.shard.backend import ShardBackend
-from braid_services.shard.config import ShardConfig
 from braid_services.shard.main import serve_backend
-
-_MESSAGE_BYTES = ShardConfig("", "").max_message_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +51,9 @@ class TrainerHost:
         self._before_bytes = _peak_bytes()
         if targets:
             self._shards: list[TrainingShard] = [
-                RemoteTrainingShard(name, partial(str, targets[name]), max_message_bytes=_MESSAGE_BYTES)
+                RemoteTrainingShard(
+                    name, partial(str, targets[name]), max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES
+                )
                 for name in NAMES
             ]
         else:

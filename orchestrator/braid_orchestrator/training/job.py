@@ -11,6 +11,7 @@ from pathlib import Path
 
 from braid_fusion.stack import FusionStack
 from braid_fusion.training.peers import NoPeers, Peers
+from braid_fusion.training.trainer import never
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, load_texts
@@ -47,8 +48,12 @@ def do_job(
     on_reading: OnReading | None = None,
     on_left_out: OnLeftOut = lambda line: None,
     progress_bar: bool | None = None,
+    stop_wanted: Callable[[], bool] = never,
 ) -> Outcome:
-    """Do a job, or a worker's part of it. Raises: BraidError and TrainingError of each kind."""
+    """Do a job, or a worker's part of it, until ``stop_wanted``, which is asked before every step.
+
+    Raises: BraidError and TrainingError of each kind.
+    """
     peers = peers or NoPeers()
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config, peers.rank) as reached:
@@ -75,4 +80,5 @@ def do_job(
             resume=job.resume,
             peers=peers,
             progress_bar=progress_bar,
+            stop_wanted=stop_wanted,
         )

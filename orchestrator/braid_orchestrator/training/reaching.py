@@ -1,5 +1,5 @@
-"""How a trainer reaches the shards of a braid and the fusion service: in its own process, at given addresses, by the
-state store, or in a Ray Serve application. Trains nothing.
+"""How a trainer reaches the shards of a braid: in its own process, at given addresses, by the state store, or in a
+Ray Serve application. Trains nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from braid_orchestrator.config.values import FUSION, BraidConfig
+from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.state.discovery import Discovery
 from braid_orchestrator.state.opening import open_store
 from braid_orchestrator.state.registry import Registry
@@ -45,7 +45,14 @@ class Way:
         if self.targets is not None:
             return connect(config, given_places(self.targets))
         if self.in_store:
-            return connect(config, stored_places(config, open_store(config.state, config.name), worker))
+            store = open_store(config.state, config.name)
+            try:
+                reached = connect(config, stored_places(config, store, worker))
+            except BaseException:
+                store.close()
+                raise
+            reached.store = store
+            return reached
         if self.application is not None:
             return connect(config, serve_places(config, self.application))
         return load_here(config)
@@ -53,11 +60,10 @@ class Way:
 
 @dataclass(slots=True)
 class Reached(AbstractContextManager["Reached"]):
-    """The shards in the configuration's order, let go of at the end; ``fusion`` says where the fusion service is, if
-    there is one."""
+    """The shards in the configuration's order, let go of at the end, with the ``store`` that they are found in."""
 
     shards: list[TrainingShard]
-    fusion: Resolver | None = None
+    store: StateStore | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +73,8 @@ class Reached(AbstractContextManager["Reached"]):
     ) -> None:
         for shard in self.shards:
             shard.shutdown()
+        if self.store is not None:
+            self.store.close()
 
 
 def load_here(config: BraidConfig) -> Reached:
@@ -74,19 +82,18 @@ def load_here(config: BraidConfig) -> Reached:
     return Reached([LocalTrainingShard(ShardBackend.load(shard)) for shard in config.shards])
 
 
-def connect(config: BraidConfig, resolvers: Mapping[str, Resolver], patience_s: float = 120.0) -> Reached:
-    """Services; ``resolvers`` by the names of shards, and perhaps `FUSION`.
+def connect(config: BraidConfig, resolvers: Mapping[str, Resolver]) -> Reached:
+    """Services; ``resolvers`` by the names of shards.
 
     Raises: UnavailableError, ProtocolVersionError.
     """
-    reached = Reached([], resolvers.get(FUSION))
+    reached = Reached([])
     try:
         for shard in config.shards:
             reached.shards.append(
                 RemoteTrainingShard(
                     shard.name,
                     resolvers[shard.name],
-                    patience_s=patience_s,
                     max_message_bytes=shard.max_message_bytes,
                 )
             )
@@ -114,10 +121,7 @@ def stored_places(config: BraidConfig, store: StateStore, worker: int = 0) -> di
     found = {name: Discovery(Registry(store), name) for name in names}
     for discovery in found.values():
         discovery.wait(5.0)
-    places: dict[str, Resolver] = {name: _Turns(discovery, worker) for name, discovery in found.items()}
-    if config.fusion.placement == "service":
-        places[FUSION] = Discovery(Registry(store), FUSION).any_target
-    return places
+    return {name: _Turns(discovery, worker) for name, discovery in found.items()}
 
 
 class _Turns:
@@ -151,6 +155,4 @@ def serve_places(config: BraidConfig, application: str) -> dict[str, Resolver]:
         except ConnectionError as error:
             raise UnavailableError(f"Ray: no cluster runs here: {error}") from error
     names = [shard.name for shard in config.shards]
-    if config.fusion.placement == "service":
-        names.append(FUSION)
     return {name: replica_resolver(name, serve.get_deployment_handle(name, application)) for name in names}

@@ -30,12 +30,14 @@ from braid_fusion.training import (
 )
 from braid_fusion.training.config import PrecisionName
 from braid_fusion.training.peers import NoPeers, Peers
+from braid_fusion.training.trainer import never
 from braid_fusion.weights import save_stack
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
 from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
 from braid_orchestrator.training.ports import TrainingShard
-from braid_rpc.errors import ContextLengthError, InvalidRequestError
+from braid_rpc.errors import ContextLengthError
 from braid_services.fusion.translation import braid_errors
+from braid_services.fusion.version_names import check_new_name
 
 LOG_FILE, PLOT_FILE, CHECKPOINTS, WEIGHTS = "log.jsonl", "training.png", "checkpoints", "weights"
 # Without a number given: so many times in a run.
@@ -103,6 +105,7 @@ def train_braid(
     peers: Peers | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     progress_bar: bool | None = None,
+    stop_wanted: Callable[[], bool] = never,
 ) -> Outcome:
     """Train a stack in place and write its version.
 
@@ -110,11 +113,14 @@ def train_braid(
         shards: one per shard of the stack's plan, in its order.
         folder: of the run; without ``resume`` there must be no run in it.
         peers: workers that train together, each with shards of its own choice; all see the folder.
+        stop_wanted: asked before every step; True ends the run as Ctrl-C does.
 
-    Raises: UnsupportedModelError, before anything is run, for shards that have no gradients; TrainingError of each
-        kind; BraidError of a shard that stays away; OSError from writing.
+    Raises: InvalidRequestError for a name that no service would take, UnsupportedModelError for shards that have no
+        gradients, both before anything is run; TrainingError of each kind; BraidError of a shard that stays away;
+        OSError from writing.
     """
-    weights = folder / WEIGHTS / check_version_name(version)
+    check_new_name(version)
+    weights = folder / WEIGHTS / version
     check_shards(shards, stack.plan)
     _check_window(shards, options.window)
     peers = peers or NoPeers()
@@ -142,6 +148,7 @@ def train_braid(
         },
         progress_bar=progress_bar,
         peers=peers,
+        stop_wanted=stop_wanted,
     )
     folder.mkdir(parents=True, exist_ok=True)
     record = trainer.run(resume_from=checkpoints if resume else None)
@@ -171,15 +178,6 @@ def evaluate(
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value * count
     return {name: value / total for name, value in sums.items()}
-
-
-def check_version_name(name: str) -> str:
-    """The name itself. Raises: InvalidRequestError for one that no service would find again."""
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise InvalidRequestError(
-            f"version: got {name!r}, expected a folder's name that begins without a dot"
-        )
-    return name
 
 
 def _check_window(shards: Sequence[TrainingShard], window: int) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from braid_fusion.training import Evaluation, ProcessPeers, TrainingRecord
+from braid_fusion.training.interrupt import stop_on_interrupt
 from braid_orchestrator.training.job import TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
 from braid_rpc.errors import BraidError, UnavailableError
 
-_OUTCOME_FILE = ".outcome.json"
+_OUTCOME_FILE, _STOP_FILE = ".outcome.json", ".stop"
+_NOTICE_S = 0.2  # how soon Ctrl-C is passed on
 
 
 def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
     """Start workers on the Ray cluster that this machine is part of (one of its own, if there is none), and wait.
 
     The run's folder must be the same for all of them. A step takes ``num_workers`` times the batches that it takes
-    with one worker. Raises: BraidError, with what a worker raised; UnavailableError if Ray can't start them.
+    with one worker. Ctrl-C ends the run after the step at hand, with a checkpoint.
+
+    Raises: BraidError, with what a worker raised; UnavailableError if Ray can't start them.
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -27,7 +34,8 @@ def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
 
     folder = job.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _OUTCOME_FILE).unlink(missing_ok=True)
+    for name in (_OUTCOME_FILE, _STOP_FILE):
+        (folder / name).unlink(missing_ok=True)
     own_cluster = not ray.is_initialized()
     if own_cluster:
         try:
@@ -47,15 +55,38 @@ def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
             run_config=RunConfig(name="workers", storage_path=str(folder / "ray")),
         )
         try:
-            trainer.fit()
+            _wait_for(trainer.fit, folder / _STOP_FILE)
         except Exception as error:
             cause = _cause(error)
             kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
             raise kind(f"workers: {type(cause).__name__}: {cause}") from error
     finally:
+        (folder / _STOP_FILE).unlink(missing_ok=True)
         if own_cluster:
             ray.shutdown()
     return _read_outcome(folder)
+
+
+def _wait_for(fit: Callable[[], object], stop_file: Path) -> None:
+    """Call ``fit`` and wait; the first Ctrl-C makes ``stop_file``, a second one is a KeyboardInterrupt.
+
+    In a thread of its own, because Ray Train's handler for SIGINT, which it sets in the main thread and leaves there,
+    would end the workers in the middle of a step.
+    """
+    done: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(fit())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    with stop_on_interrupt(True) as wish:
+        while not wait([done], timeout=_NOTICE_S).done:
+            if wish.asked:
+                stop_file.touch()
+    done.result()
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -65,7 +96,7 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job: TrainingJob = config["job"]
     peers = ProcessPeers()
-    outcome = do_job(job, peers, progress_bar=False)
+    outcome = do_job(job, peers, progress_bar=False, stop_wanted=(job.folder / _STOP_FILE).exists)
     if peers.rank == 0:
         found = {
             "weights": None if outcome.weights is None else str(outcome.weights),

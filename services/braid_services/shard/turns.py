@@ -19,8 +19,8 @@ _YIELD_S = 0.0005
 _NAP_S = 0.02
 
 
-def _always() -> None:
-    """It is wanted."""
+def always_wanted() -> None:
+    """Somebody waits for it still."""
 
 
 class ComputeLock:
@@ -61,7 +61,7 @@ class ComputeLock:
         return self._serves or self._num_waiting > 0 or self._last_left_s > moment_s
 
     @contextmanager
-    def background(self, check_wanted: Callable[[], None] = _always) -> Iterator[None]:
+    def background(self, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
         """Hold it as soon as nobody else wants it, or after having let others go before for `LONGEST_WAIT_S`.
 
         ``check_wanted`` is called now and then while it waits, and may raise.
@@ -101,7 +101,7 @@ class TrainingTurns:
         self._rest_until_s = -float("inf")
 
     @contextmanager
-    def turn(self, check_wanted: Callable[[], None] = _always) -> Iterator[None]:
+    def turn(self, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
         """Wait for a turn, and have it for as long as the block runs.
 
         ``check_wanted`` is called now and then while it waits, and may raise.

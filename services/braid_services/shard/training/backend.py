@@ -19,11 +19,7 @@ from braid_services.shard.spans import SpanModel
 from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
 from braid_services.shard.training.probing import why_not_backward
 from braid_services.shard.training.span import check_inputs, run_span
-from braid_services.shard.turns import TrainingTurns
-
-
-def _always() -> None:
-    """It is wanted."""
+from braid_services.shard.turns import TrainingTurns, always_wanted
 
 
 class ShardTraining:
@@ -51,7 +47,7 @@ class ShardTraining:
         inputs: SpanInputs[Tensor],
         graph_id: str = "",
         max_result_bytes: int | None = None,
-        check_wanted: Callable[[], None] = _always,
+        check_wanted: Callable[[], None] = always_wanted,
     ) -> ForwardResult[Tensor]:
         """Run a span; its results are on the CPU and without history. With a ``graph_id``, `backward` can follow.
 
@@ -81,7 +77,7 @@ class ShardTraining:
         graph_id: str,
         gradients: SpanOutputs[Tensor],
         inputs: SpanInputs[Tensor] | None = None,
-        check_wanted: Callable[[], None] = _always,
+        check_wanted: Callable[[], None] = always_wanted,
     ) -> BackwardResult[Tensor]:
         """The gradient of the states that entered a span, (T, D), from those of what it gave; frees its graph.
 
