@@ -23,7 +23,9 @@ from braid_orchestrator.assembly import assemble_remote, resolve_plan
 from braid_orchestrator.bench.braids import DECODE_TIMEOUT_S, BraidDecoded, EngineHost, Variant
 from braid_orchestrator.bench.pair import ModelSize, make_model, make_tokenizer, settle_memory
 from braid_orchestrator.engine.requests import Event, ScoreRequest, ScoreResult
-from braid_orchestrator.evaluation import bits_per_byte, encode_windows, shard_scorer, target_logprobs
+from braid_orchestrator.evaluation import Cut, LaneReader, measure_shard
+from braid_orchestrator.training.data import Document, MemorySource
+from braid_orchestrator.training.local import LocalTrainingShard
 from braid_rpc.errors import BraidError
 from braid_rpc.shard_client import ShardClient
 from braid_rpc.steps import OpenSession, Segment, SpanStep
@@ -99,13 +101,13 @@ class PreciseModel:
 
     def bits_per_byte(self, text: str, window: int, max_windows: int) -> float:
         """Of the first windows of a text."""
-        encoded = encode_windows(self._backend, [text[: max_windows * window * 8]], window)
-        kept = min(max_windows, encoded.windows.shape[0])
-        ids = encoded.windows[:kept]
-        predicted = [*ids[0, 1:].tolist(), *ids[1:, 1:].reshape(-1).tolist()]
-        num_bytes = len(self._backend.detokenize(predicted, keep_special_tokens=True).encode())
-        logprobs = target_logprobs(shard_scorer(self._backend), replace(encoded, windows=ids))
-        return bits_per_byte(logprobs, num_bytes)
+        source = MemorySource("text", [Document("text", text[: max_windows * window * 8])])
+        lane = LaneReader(self._backend).read(source, window)
+        shard = LocalTrainingShard(self._backend)
+        try:
+            return measure_shard(shard, lane, Cut(window), max_windows).bits_per_byte
+        finally:
+            shard.shutdown()
 
     def _run(self, session: str, position: int, ids: Sequence[int]) -> int:
         num_layers = self._backend.spans.num_layers

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from braid_orchestrator.cli import bench, demo, describe, generate, health, parts, serve, train, train_decider
+from braid_orchestrator.cli import (
+    bench,
+    demo,
+    describe,
+    evaluate,
+    generate,
+    health,
+    parts,
+    serve,
+    train,
+    train_decider,
+)
 from braid_orchestrator.cli.console import ErrorsInOneLine, log_to_stderr
 
 app = typer.Typer(
@@ -42,6 +53,7 @@ app.command(rich_help_panel="Ask")(generate.generate)
 app.command(rich_help_panel="Ask")(describe.describe)
 app.command(rich_help_panel="Ask")(health.health)
 app.command(rich_help_panel="Train")(train.train)
+app.command("eval", rich_help_panel="Train")(evaluate.evaluate)
 app.command(rich_help_panel="Train")(train_decider.train_decider)
 app.command(rich_help_panel="Try")(demo.demo)
 app.add_typer(bench.app, name="bench", rich_help_panel="Try")

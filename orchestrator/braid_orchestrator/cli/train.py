@@ -12,15 +12,12 @@ import typer
 from braid_orchestrator.cli.benching import progress_bar
 from braid_orchestrator.cli.console import err, print_json
 from braid_orchestrator.cli.options import ConfigOption, JsonOption, StateOption, use_state
-from braid_orchestrator.cli.serve import places_elsewhere
-from braid_rpc.errors import ConfigError
+from braid_orchestrator.cli.reaching import PLACES_PANEL, JoinOption, ServeOption, ShardOption, way_to
 
 if TYPE_CHECKING:
-    from braid_orchestrator.config.values import BraidConfig
-    from braid_orchestrator.training.reaching import Way
     from braid_orchestrator.training.run import Outcome
 
-_DATA, _SHARDS, _RUN = "Texts", "Where the shards are", "Training"
+_DATA, _RUN = "Texts", "Training"
 
 
 def train(
@@ -46,31 +43,16 @@ def train(
         str | None, typer.Option(help="The field of JSON lines and data sets.", rich_help_panel=_DATA)
     ] = None,
     config: ConfigOption = Path("deploy/braid.yaml"),
-    shard: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=TARGET",
-            help="Where a shard runs (`host:port`, `unix:/path`); repeatable. Without any, all models are loaded "
-            "into this process.",
-            rich_help_panel=_SHARDS,
-        ),
-    ] = None,
-    join: Annotated[
-        bool, typer.Option("--join", help="Find the shards in the state store.", rich_help_panel=_SHARDS)
-    ] = False,
+    shard: ShardOption = None,
+    join: JoinOption = False,
     state: StateOption = None,
-    serve: Annotated[
-        str | None,
-        typer.Option(
-            metavar="APP", help="Use the shards of this Ray Serve application.", rich_help_panel=_SHARDS
-        ),
-    ] = None,
+    serve: ServeOption = None,
     workers: Annotated[
         int,
         typer.Option(
             min=1,
             help="That many train together, by Ray Train; a step then takes so many times the batches.",
-            rich_help_panel=_SHARDS,
+            rich_help_panel=PLACES_PANEL,
         ),
     ] = 1,
     into: Annotated[
@@ -138,7 +120,7 @@ def train(
 
     use_state(state)
     braid = load_braid_config(config, os.environ)
-    way = _way(braid, shard or [], join, serve)
+    way = way_to(braid, shard or [], join, serve)
     job = TrainingJob(
         config=locate_files(
             braid, {FUSION} if way.loads_here else {FUSION, *(one.name for one in braid.shards)}
@@ -194,29 +176,6 @@ def train(
             err.print(
                 f"published as {published.version}; active: {published.active_version}", highlight=False
             )
-
-
-def _way(braid: BraidConfig, shards: list[str], join: bool, application: str | None) -> Way:
-    """How the shards are reached. Raises: ConfigError for several ways at once, or shards that are missing."""
-    from braid_orchestrator.training.reaching import Way
-
-    names = [one.name for one in braid.shards]
-    given = [
-        way for way, wanted in (("--shard", shards), ("--join", join), ("--serve", application)) if wanted
-    ]
-    if len(given) > 1:
-        raise ConfigError(f"{given[1]}: got it together with {given[0]}, expected one of them")
-    if join and braid.state.store == "memory":
-        raise ConfigError("--join: got no state store to find shards in, expected --state or state.url")
-    if not shards:
-        return Way(in_store=join, application=application)
-    targets = places_elsewhere(shards, None, names)
-    missing = [name for name in names if name not in targets]
-    if missing:
-        raise ConfigError(
-            f"--shard: got none for {', '.join(missing)}, expected one for each of {', '.join(names)}"
-        )
-    return Way(targets)
 
 
 def _show(outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
 from braid_orchestrator.demo.recipe import DemoRecipe, FusionRecipe
-from braid_orchestrator.evaluation import compare_braid
+from braid_orchestrator.evaluation import BRAID, UNIFORM, Cut, LaneReaders, Lineup, measure_text
 from braid_orchestrator.inprocess.fusion_training import encode_texts, fusion_training_config, train_fusion
+from braid_orchestrator.training.data import Document
+from braid_orchestrator.training.local import LocalTrainingShard
 from braid_services.shard.backend import ShardBackend
 
 WEIGHTS_VERSION = "v1"
@@ -96,14 +99,25 @@ def compare_on_held_out(
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of each shard alone, their average and the braid: ``result[who][text]``."""
     texts = held_out_texts(corpus, recipe)
-    return compare_braid(
-        braid.backends,
-        braid.stack,
-        texts,
-        recipe.evaluation_window,
-        on_progress,
-        threads=_threads(recipe.fusion),
-    )
+    figures: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        shards = [LocalTrainingShard(backend) for backend in braid.backends]
+        for shard in shards:
+            stack.callback(shard.shutdown)
+        readers = LaneReaders(shards, braid.stack.plan)
+        lineup = Lineup(shards, braid.stack, accuracy=False)
+        for number, (name, parts) in enumerate(texts.items()):
+            text = readers.read(name, [Document(name, "\n\n".join(parts))], recipe.evaluation_window)
+
+            def on_windows(done: int, total: int, number: int = number) -> None:
+                if on_progress is not None:
+                    on_progress((number + done / total) / len(texts))
+
+            sums = measure_text(lineup, text, Cut(recipe.evaluation_window), on_windows).sums
+            for who in sums:
+                if who.kind == "shard" or who in (UNIFORM, BRAID):
+                    figures.setdefault(who.name, {})[name] = sums[who].bits_per_byte
+    return figures
 
 
 def _threads(fusion: FusionRecipe) -> int:

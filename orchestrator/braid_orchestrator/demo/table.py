@@ -24,10 +24,10 @@ def bits_per_byte_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
         table.add_column(text, justify="right")
     best = {text: min(row[text] for row in figures.values()) for text in texts}
     for who, row in figures.items():
-        if who == BRAID:
+        if who == BRAID.name:
             table.add_section()
         cells = [Text(f"{row[text]:.3f}", "bold" if row[text] == best[text] else "") for text in texts]
-        table.add_row(Text(who, "bold" if who == BRAID else ""), *cells)
+        table.add_row(Text(who, "bold" if who == BRAID.name else ""), *cells)
     return table
 
 
@@ -35,7 +35,7 @@ def gain_over_best_shard(
     figures: Mapping[str, Mapping[str, float]], shards: Sequence[str], text: str
 ) -> float:
     """By what fraction the braid needs fewer bits for a text than the better one of the shards alone."""
-    return 1.0 - figures[BRAID][text] / min(figures[shard][text] for shard in shards)
+    return 1.0 - figures[BRAID.name][text] / min(figures[shard][text] for shard in shards)
 
 
 def share_table(weights: Mapping[str, float]) -> Table:

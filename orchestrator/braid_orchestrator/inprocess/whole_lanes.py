@@ -79,21 +79,25 @@ class WholeLanes:
         """What a shard runs."""
         return self.rows[self.plan.lane_of[shard]]
 
-    def in_anchors_vocabulary(self, logits_RU: Sequence[Tensor]) -> list[Tensor]:
-        """Each shard's log-probabilities over the anchor's vocabulary, (R, V). Differentiable."""
+    def in_anchors_vocabulary(
+        self, logits_RU: Sequence[Tensor], shards: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Log-probabilities over the anchor's vocabulary, (R, V), of these shards, the anchor among them; None: of
+        all. Differentiable."""
+        shards = range(len(self.plan.shards)) if shards is None else shards
         of_lane0 = [
             s.vocab_size for s, lane in zip(self.plan.shards, self.plan.lane_of, strict=True) if lane == 0
         ]
         vocab_size = min(of_lane0)
         own = [
-            log_probabilities(logits[:, :vocab_size] if lane == 0 else logits)
-            for logits, lane in zip(logits_RU, self.plan.lane_of, strict=True)
+            log_probabilities(logits[:, :vocab_size] if self.plan.lane_of[shard] == 0 else logits)
+            for logits, shard in zip(logits_RU, shards, strict=True)
         ]
         if self.lanes is None:
             return own
-        anchor_RV = own[self.plan.anchor]
+        anchor_RV = own[shards.index(self.plan.anchor)]
         projected = []
-        for shard, log_probs in enumerate(own):
+        for shard, log_probs in zip(shards, own, strict=True):
             vocabulary = self.lanes.vocabulary(shard)
             pending = self.of_shard(shard).pending
             projected.append(

@@ -1,7 +1,10 @@
 """A whole braid over whole texts at once, its shards wherever they are: the log-probabilities of what comes next.
 
 The same spans, points and readout as the engine's. Differentiable in the stack's parameters; where all shards read
-alike, no logits leave a shard. Knows no batches and no optimiser.
+alike, no logits leave a shard unless they are asked for. Knows no batches and no optimiser.
+
+`run_pass` is the whole. It is made of `run_to_ends`, all that shards do, and `read_out`, which several readouts can
+do over the same ends.
 
 Shapes: T packed rows, R logit rows, S shards, D a shard's width, N features per shard, V vocabulary.
 """
@@ -26,11 +29,39 @@ from braid_rpc.training import HeadInputs, SpanInputs, SpanOutputs
 
 @dataclass(frozen=True, slots=True)
 class PassOutput:
-    """``target_logprobs`` (R,) natural logarithms; ``log_weights`` (R, S) each shard's part in them."""
+    """``target_logprobs`` (R,) natural logarithms; ``log_weights`` (R, S) each shard's part in them. ``log_probs``
+    (R, V) is the whole distribution, where the shards' logits were asked for."""
 
     target_logprobs: Tensor
     log_weights: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    log_probs: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassEnds:
+    """What the heads of the shards that a readout asks gave at the R logit rows; A of them, in the plan's order.
+
+    ``hidden`` entered the heads, (R, D) each. ``target_logprobs_RA`` are of the targets ``targets_R``, in the
+    anchor's vocabulary. ``log_probs``: (R, V) each, over that vocabulary; None where no logits were asked for.
+    ``features`` (R, A, N) are what a gate reads off the logits; None where nobody needs them or logits are there.
+    """
+
+    targets_R: Tensor  # noqa: N815 - shape letters
+    hidden: list[Tensor]
+    target_logprobs_RA: Tensor  # noqa: N815 - shape letters
+    log_probs: list[Tensor] | None = None
+    features: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def mix(self, log_weights_RA: Tensor) -> PassOutput:
+        """Probabilities of the shards asked, mixed by weights that sum to one in each row."""
+        if self.log_probs is None:
+            mixed_R = (log_weights_RA + self.target_logprobs_RA).logsumexp(-1)
+            return PassOutput(mixed_R, log_weights_RA, self.metrics)
+        mixed_RV = mix_logits(self.log_probs, log_weights_RA, normalised=True)
+        mixed_R = mixed_RV.gather(1, self.targets_R[:, None])[:, 0]
+        return PassOutput(mixed_R, log_weights_RA, self.metrics, mixed_RV)
 
 
 def run_pass(
@@ -42,6 +73,7 @@ def run_pass(
     logit_rows: Sequence[int] | None = None,
     *,
     want_metrics: bool = False,
+    want_log_probs: bool = False,
 ) -> PassOutput:
     """Run packed whole sequences through all shards in lock step.
 
@@ -51,9 +83,35 @@ def run_pass(
             tokenizers read what these say.
         targets_R: int64, the anchor's tokens whose log-probabilities are wanted.
         logit_rows: the rows that these follow; None: all.
+        want_log_probs: the whole distribution too; every shard that is asked sends its logits.
 
     Raises: BraidError of every kind; FusionShapeError.
     """
+    ends = run_to_ends(
+        shards,
+        stack,
+        token_ids_T,
+        lengths,
+        targets_R,
+        logit_rows,
+        want_metrics=want_metrics,
+        want_logits=want_log_probs,
+    )
+    return read_out(stack, ends)
+
+
+def run_to_ends(
+    shards: Sequence[TrainingShard],
+    stack: FusionStack,
+    token_ids_T: Tensor,
+    lengths: Sequence[int],
+    targets_R: Tensor,
+    logit_rows: Sequence[int] | None = None,
+    *,
+    want_metrics: bool = False,
+    want_logits: bool = False,
+) -> PassEnds:
+    """As `run_pass`, up to the heads of those that the stack's readout asks. Raises: as `run_pass`."""
     plan = stack.plan
     rows = range(token_ids_T.shape[0]) if logit_rows is None else logit_rows
     lanes = whole_lanes(shards, plan, token_ids_T, lengths, rows)
@@ -66,46 +124,43 @@ def run_pass(
         output = stack.fuse(point.name, states, context)
         metrics.update({f"{point.name}/{name}": value for name, value in output.metrics.items()})
         walk.inject(output.states)
-    return _read_out(walk, stack, lanes, targets_R, device, metrics)
-
-
-def _read_out(
-    walk: _Walk,
-    stack: FusionStack,
-    lanes: WholeLanes,
-    targets_R: Tensor,
-    device: torch.device,
-    metrics: dict[str, Tensor],
-) -> PassOutput:
-    plan = stack.plan
-    kind, several = plan.readout.kind, plan.num_lanes > 1
-    if kind == "anchor":
-        (end,) = walk.finish([plan.anchor], HeadInputs(targets=targets_R))
-        logprobs_R = _there(end.target_logprobs).to(device)
-        log_weights_RS = stack.read_out(
-            [logprobs_R.new_zeros(logprobs_R.shape[0], shard.width) for shard in plan.shards]
-        )
-        return PassOutput(logprobs_R, log_weights_RS, metrics)
-    asked = range(len(plan.shards))
-    if several:
-        ends = walk.finish(asked, HeadInputs(want_logits=True))
+    kind = plan.readout.kind
+    asked = [plan.anchor] if kind == "anchor" else list(range(len(plan.shards)))
+    if want_logits or (len(asked) > 1 and plan.num_lanes > 1):
+        head: HeadInputs[Tensor] = HeadInputs(want_logits=True)
     else:
-        ends = walk.finish(asked, HeadInputs(targets=targets_R, want_features=kind == "gate"))
+        head = HeadInputs(targets=targets_R, want_features=kind == "gate")
+    ends = walk.finish(asked, head)
     at_rows = [lanes.of_shard(s).at_logit_rows for s in asked]
     hidden = [at(_there(end.hidden)).to(device) for at, end in zip(at_rows, ends, strict=True)]
-    if several:
+    targets_R = targets_R.to(device)
+    if head.want_logits:
         logits = [at(_there(end.logits)).to(device) for at, end in zip(at_rows, ends, strict=True)]
-        mixable = lanes.in_anchors_vocabulary(logits)
-        log_weights_RS = stack.read_out(hidden, logit_features(mixable, normalised=True))
-        mixed_RV = mix_logits(mixable, log_weights_RS, normalised=True)
-        logprobs_R = mixed_RV.gather(1, targets_R.to(device)[:, None])[:, 0]
-        return PassOutput(logprobs_R, log_weights_RS, metrics)
-    features_RSN = None
-    if kind == "gate":
-        features_RSN = torch.stack([_there(end.features) for end in ends], dim=1).to(device)
-    log_weights_RS = stack.read_out(hidden, features_RSN)
-    own_RS = torch.stack([_there(end.target_logprobs) for end in ends], dim=1).to(device)
-    return PassOutput((log_weights_RS + own_RS).logsumexp(-1), log_weights_RS, metrics)
+        log_probs = lanes.in_anchors_vocabulary(logits, asked)
+        own_RA = torch.cat([own_RV.gather(1, targets_R[:, None]) for own_RV in log_probs], dim=1)
+        return PassEnds(targets_R, hidden, own_RA, log_probs, None, metrics)
+    own_RA = torch.stack([_there(end.target_logprobs) for end in ends], dim=1).to(device)
+    features = None
+    if head.want_features:
+        features = torch.stack([_there(end.features) for end in ends], dim=1).to(device)
+    return PassEnds(targets_R, hidden, own_RA, None, features, metrics)
+
+
+def read_out(stack: FusionStack, ends: PassEnds) -> PassOutput:
+    """What a stack's readout makes of ends. They may be another stack's over the same shards, whose readout asks the
+    same ones. Raises: FusionShapeError."""
+    if stack.plan.readout.kind == "anchor":
+        own_R = ends.target_logprobs_RA[:, 0]
+        num_rows = own_R.shape[0]
+        log_weights_RS = stack.read_out(
+            [own_R.new_zeros(num_rows, shard.width) for shard in stack.plan.shards]
+        )
+        log_probs = None if ends.log_probs is None else ends.log_probs[0]
+        return PassOutput(own_R, log_weights_RS, ends.metrics, log_probs)
+    features = ends.features
+    if ends.log_probs is not None:
+        features = logit_features(ends.log_probs, normalised=True)
+    return ends.mix(stack.read_out(ends.hidden, features))
 
 
 class _Walk:

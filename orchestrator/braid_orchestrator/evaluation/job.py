@@ -1,0 +1,147 @@
+"""What `braid eval` was asked for, as plain values, and doing it. Knows no command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.evaluation.fitting import FitOptions, Fitted, fit_readouts
+from braid_orchestrator.evaluation.intervals import Resampling
+from braid_orchestrator.evaluation.measuring import Cut, check_window, measure_text
+from braid_orchestrator.evaluation.mixes import check_forgetting
+from braid_orchestrator.evaluation.report import Report, make_report
+from braid_orchestrator.evaluation.scoring import Lineup
+from braid_orchestrator.evaluation.texts import LaneReaders, read_texts
+from braid_orchestrator.evaluation.weights import weights_to_evaluate
+from braid_orchestrator.training.data import ReadingOptions, load_texts
+from braid_orchestrator.training.data.documents import Skipped
+from braid_orchestrator.training.data.sources import find_source
+from braid_orchestrator.training.ports import TrainingShard
+from braid_orchestrator.training.reaching import Way
+from braid_rpc.errors import InvalidRequestError
+from braid_services.fusion.main import import_strategies
+
+# What is being done, how far it is, and how much there is.
+OnProgress = Callable[[str, int, int], None]
+OnLeftOut = Callable[[str], None]
+
+# Of the texts to fit on: the weights that are best on it count.
+_FIT_HELD_OUT = 0.1
+# Of a message, for all that is in it beside a span's results.
+_MESSAGE_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationJob:
+    """``texts`` and ``fit`` as `find_source` takes them; without ``fit`` there are no learned baselines. ``weights``
+    as `weights_to_evaluate` takes it."""
+
+    config: BraidConfig
+    way: Way
+    texts: tuple[str, ...]
+    fit: tuple[str, ...] = ()
+    weights: Path | None = None
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
+    cut: Cut = field(default_factory=Cut)
+    resampling: Resampling = field(default_factory=Resampling)
+    fitting: FitOptions = field(default_factory=FitOptions)
+    forgetting: float = 1.0
+    accuracy: bool = True
+
+
+def do_evaluation(
+    job: EvaluationJob,
+    *,
+    on_progress: OnProgress = lambda what, done, total: None,
+    on_left_out: OnLeftOut = lambda line: None,
+) -> Report:
+    """Do a job. What can be refused is refused before any text is run.
+
+    Raises: BraidError of every kind.
+    """
+    check_forgetting(job.forgetting)
+    _refuse_common_texts(job)
+    import_strategies(job.config.fusion.imports)
+    with job.way.reach(job.config) as reached:
+        shards = reached.shards
+        check_window(shards, job.cut.window)
+        plan = resolve_plan(job.config, [shard.card for shard in shards])
+        stack, version = weights_to_evaluate(plan, job.config.fusion, job.weights, reached.store)
+        readers = LaneReaders(shards, plan)
+        skipped = Skipped()
+        texts = read_texts(job.texts, readers, job.cut.window, job.reading, skipped)
+        for line in skipped.lines():
+            on_left_out(line)
+        fitted = None
+        if job.fit and len(shards) > 1:
+            fitted = _fit(job, shards, readers, Lineup(shards, stack), on_progress)
+        lineup = Lineup(shards, stack, {} if fitted is None else fitted.stacks, job.forgetting, job.accuracy)
+        cut = replace(job.cut, max_logit_bytes=_logit_bytes(job, has_foreign=bool(lineup.foreign)))
+        measured = []
+        for text in texts:
+            name = text.name
+            measured.append(
+                measure_text(lineup, text, cut, lambda done, total, name=name: on_progress(name, done, total))  # type: ignore[misc]
+            )
+    return make_report(
+        measured,
+        job.resampling,
+        {
+            "braid": job.config.name,
+            "anchor": job.config.anchor,
+            "weights_version": version,
+            "plan_hash": plan.hash(),
+            "window": job.cut.window,
+            "forgetting": job.forgetting,
+            **asdict(job.resampling),
+        },
+        None if fitted is None else {"texts": list(job.fit), **fitted.record},
+    )
+
+
+def _fit(
+    job: EvaluationJob,
+    shards: Sequence[TrainingShard],
+    readers: LaneReaders,
+    lineup: Lineup,
+    on_progress: OnProgress,
+) -> Fitted:
+    texts = load_texts(
+        job.fit,
+        readers.anchor.encoder,
+        window=job.fitting.window,
+        held_out_share=_FIT_HELD_OUT,
+        options=job.reading,
+    )
+    return fit_readouts(
+        shards,
+        lineup.plan,
+        texts,
+        job.fitting,
+        lambda progress: on_progress("fitting the learned mixes", progress.step, job.fitting.steps),
+    )
+
+
+def _refuse_common_texts(job: EvaluationJob) -> None:
+    if not job.fit:
+        return
+    evaluated, fitted = (
+        {name for spec in specs for name in find_source(spec, job.reading).origins}
+        for specs in (job.texts, job.fit)
+    )
+    common = sorted(evaluated & fitted)
+    if common:
+        raise InvalidRequestError(
+            f"{common[0]}: got a text that is to be fitted on and evaluated on, expected one of them"
+        )
+
+
+def _logit_bytes(job: EvaluationJob, *, has_foreign: bool) -> int:
+    """What a span may give at once, and a head may make."""
+    limits = [shard.training_bytes for shard in job.config.shards]
+    if not job.way.loads_here and (job.accuracy or has_foreign):
+        limits += [int(shard.max_message_bytes * _MESSAGE_SHARE) for shard in job.config.shards]
+    return min(limits)

@@ -1,0 +1,244 @@
+"""Texts cut into windows, run through everybody, and summed up by units of text. Knows no intervals and no files.
+
+The anchor's tokens are cut into windows that go over no document's end, each run from nothing before it. Shards with
+another tokenizer also read the same documents in windows of as many tokens of their own.
+
+Shapes: T packed rows, U units of a text, N tokens of a corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from braid_orchestrator.evaluation.scoring import Lineup, Predictor, Scores, score_alone, score_windows
+from braid_orchestrator.evaluation.texts import EvaluationText, LaneText
+from braid_orchestrator.training.data.windows import cut_windows
+from braid_orchestrator.training.ports import TrainingShard
+from braid_rpc.errors import ContextLengthError, FrameError, InvalidRequestError
+
+UnitKind = Literal["window", "document"]
+UNIT_KINDS: tuple[UnitKind, ...] = ("window", "document")
+# How many windows are done, and of how many.
+OnWindows = Callable[[int, int], None]
+
+MAX_ROWS = 2048
+MAX_LOGIT_BYTES = 48 * 2**20
+# Windows of one document are alike; with as many documents, these are drawn instead.
+_ENOUGH_DOCUMENTS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """``window`` in tokens. At most ``max_rows`` are run at once, and no more than a shard's states and logits of
+    ``max_logit_bytes``: what a message holds, or a shard's ``training_bytes``. ``unit`` is what is drawn for
+    intervals; None: documents where there are many, else windows."""
+
+    window: int = 128
+    max_rows: int = MAX_ROWS
+    max_logit_bytes: int = MAX_LOGIT_BYTES
+    unit: UnitKind | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in (None, *UNIT_KINDS):
+            raise InvalidRequestError(f"unit: got {self.unit!r}, expected one of {', '.join(UNIT_KINDS)}")
+
+    def unit_of(self, text: EvaluationText) -> UnitKind:
+        """What is drawn of a text."""
+        if self.unit is not None:
+            return self.unit
+        return "document" if text.num_documents >= _ENOUGH_DOCUMENTS else "window"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitSums:
+    """What a predictor gave in each unit, (U,) in float64: bits for all of its tokens that count, the bytes and the
+    number of these, and how many were the likeliest (None: not asked for)."""
+
+    bits_U: Tensor  # noqa: N815 - shape letters
+    bytes_U: Tensor  # noqa: N815 - shape letters
+    tokens_U: Tensor  # noqa: N815 - shape letters
+    hits_U: Tensor | None = None  # noqa: N815 - shape letters
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Over all units."""
+        return float(self.bits_U.sum() / self.bytes_U.sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over all units."""
+        return None if self.hits_U is None else float(self.hits_U.sum() / self.tokens_U.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredText:
+    """A text with everybody's sums, in the order of the lineup."""
+
+    name: str
+    unit: UnitKind
+    num_documents: int
+    sums: Mapping[Predictor, UnitSums]
+
+    @property
+    def num_units(self) -> int:
+        """U, the same for all."""
+        return next(iter(self.sums.values())).bits_U.numel()
+
+
+def measure_text(
+    lineup: Lineup, text: EvaluationText, cut: Cut, on_windows: OnWindows | None = None
+) -> MeasuredText:
+    """Run a text through everybody. Shards with another tokenizer are scored on tokens of their own, the mixes of
+    all on the anchor's.
+
+    Raises: ContextLengthError for a window that a shard can't hold, FrameError for one that no message can;
+        BraidError of every kind.
+    """
+    anchor = text.lanes[0]
+    unit = cut.unit_of(text)
+    plan = lineup.plan
+    readings = [_Windows(anchor, cut.window)]
+    readings += [_Windows(text.lanes[plan.lane_of[index]], cut.window) for index in lineup.foreign]
+    ends_U = _unit_ends(anchor, readings[0], unit)
+    done, total = 0, sum(len(windows) for windows in readings)
+    tallies: dict[Predictor, _Tally] = {}
+
+    def note(scored: Mapping[Predictor, Scores], windows: _Windows, places_T: Tensor) -> None:
+        for who, scores in scored.items():
+            tally = tallies.setdefault(who, _Tally(windows.lane, ends_U))
+            tally.add(scores, places_T)
+
+    def advance(num_windows: int) -> None:
+        nonlocal done
+        done += num_windows
+        if on_windows is not None:
+            on_windows(done, total)
+
+    for batch in readings[0].batches(_rows_at_once(lineup.shards, cut)):
+        note(score_windows(lineup, batch.ids_T, batch.lengths, batch.targets_T), readings[0], batch.places_T)
+        advance(len(batch.lengths))
+    for index, windows in zip(lineup.foreign, readings[1:], strict=True):
+        shard = lineup.shards[index]
+        for batch in windows.batches(_rows_at_once([shard], cut)):
+            own = score_alone(shard, batch.ids_T, batch.lengths, batch.targets_T, accuracy=lineup.accuracy)
+            note({lineup.of_shard(index): own}, windows, batch.places_T)
+            advance(len(batch.lengths))
+    sums = {who: tallies[who].sums() for who in lineup.predictors}
+    return MeasuredText(text.name, unit, text.num_documents, sums)
+
+
+def measure_shard(shard: TrainingShard, lane: LaneText, cut: Cut, max_windows: int | None = None) -> UnitSums:
+    """One shard by itself, on a text as its own tokenizer reads it, or on its first windows. Raises: as
+    `measure_text`."""
+    windows = _Windows(lane, cut.window, max_windows)
+    tally = _Tally(lane, _unit_ends(lane, windows, "window"))
+    for batch in windows.batches(_rows_at_once([shard], cut)):
+        scores = score_alone(shard, batch.ids_T, batch.lengths, batch.targets_T, accuracy=False)
+        tally.add(scores, batch.places_T)
+    return tally.sums()
+
+
+def check_window(shards: Sequence[TrainingShard], window: int) -> None:
+    """Raises: ContextLengthError, naming a shard that can't hold a window."""
+    short = min(shards, key=lambda shard: shard.card.context_length)
+    if short.card.context_length < window:
+        raise ContextLengthError(
+            f"window: got {window} tokens, expected at most {short.card.context_length}, the context of shard "
+            f"{short.name!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Rows of several windows, the tokens behind them, and the places of these in the corpus."""
+
+    ids_T: Tensor  # noqa: N815 - shape letters
+    lengths: list[int]
+    targets_T: Tensor  # noqa: N815 - shape letters
+    places_T: Tensor  # noqa: N815 - shape letters
+
+
+class _Windows:
+    """A lane's text in windows."""
+
+    def __init__(self, lane: LaneText, window: int, max_windows: int | None = None) -> None:
+        windows = cut_windows(lane.corpus, window, "whole")
+        self.lane = lane
+        self.begins, self.lengths = windows.places(windows.in_order()[:max_windows])
+
+    def __len__(self) -> int:
+        return self.begins.numel()
+
+    def batches(self, max_rows: int) -> Iterator[_Batch]:
+        """As many windows at once as have at most so many rows, or one."""
+        first, num_rows = 0, 0
+        for index, length in enumerate([*self.lengths.tolist(), max_rows + 1]):
+            if num_rows and num_rows + length > max_rows:
+                yield self._batch(first, index)
+                first, num_rows = index, 0
+            num_rows += length
+
+    def _batch(self, first: int, end: int) -> _Batch:
+        lengths = self.lengths[first:end]
+        starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        rows_T = torch.arange(int(lengths.sum())) - starts + self.begins[first:end].repeat_interleave(lengths)
+        ids_N = self.lane.corpus.token_ids_N
+        return _Batch(ids_N[rows_T].long(), lengths.tolist(), ids_N[rows_T + 1].long(), rows_T + 1)
+
+
+class _Tally:
+    """Adds up one predictor's scores by units."""
+
+    def __init__(self, lane: LaneText, ends_U: Tensor) -> None:
+        self._lane = lane
+        # A token belongs to the unit in which it ends; what is scaled may be off by a fraction of a byte.
+        self._unit_N = torch.searchsorted(ends_U, lane.ends_N - 0.25).clamp(max=ends_U.numel() - 1)
+        self._bits_U, self._hits_U, self._bytes_U, self._tokens_U = (
+            torch.zeros(ends_U.numel(), dtype=torch.float64) for _ in range(4)
+        )
+        self._has_hits = False
+
+    def add(self, scores: Scores, places_T: Tensor) -> None:
+        """Scores of the tokens at these places."""
+        counts_T = self._lane.counts_N[places_T]
+        places = places_T[counts_T]
+        units = self._unit_N[places]
+        bits = -scores.logprobs_T.cpu().double()[counts_T] / math.log(2)
+        self._bits_U.index_add_(0, units, bits)
+        self._bytes_U.index_add_(0, units, self._lane.bytes_N[places])
+        self._tokens_U.index_add_(0, units, torch.ones_like(bits))
+        if scores.hits_T is not None:
+            self._has_hits = True
+            self._hits_U.index_add_(0, units, scores.hits_T[counts_T].double())
+
+    def sums(self) -> UnitSums:
+        """All that was added."""
+        return UnitSums(self._bits_U, self._bytes_U, self._tokens_U, self._hits_U if self._has_hits else None)
+
+
+def _unit_ends(lane: LaneText, windows: _Windows, unit: UnitKind) -> Tensor:
+    """Where the units end on the text's axis of bytes, ascending."""
+    places = windows.begins + windows.lengths if unit == "window" else lane.corpus.bounds[1:] - 1
+    return lane.ends_N[places].contiguous()
+
+
+def _rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
+    """Raises: ContextLengthError; FrameError where not even one window's results fit."""
+    check_window(shards, cut.window)
+    rows = max(cut.max_rows, cut.window)
+    for shard in shards:
+        row_bytes = (shard.card.vocab_size + shard.card.width) * getattr(torch, shard.card.dtype).itemsize
+        rows = min(rows, cut.max_logit_bytes // row_bytes)
+        if rows < cut.window:
+            raise FrameError(
+                f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
+                f"{cut.window * row_bytes} bytes, expected at most {cut.max_logit_bytes}; take smaller windows, or "
+                "let the shards have a larger max_message_bytes and training_bytes"
+            )
+    return rows

@@ -1,0 +1,62 @@
+"""Mixes that need no training, against what Bayes says by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from braid_orchestrator.evaluation.mixes import (
+    oracle_logprobs,
+    posterior_log_weights,
+    uniform_log_weights,
+)
+from braid_rpc.errors import InvalidRequestError
+
+LENGTHS = (4, 1, 3)
+
+
+def own_logprobs() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(sum(LENGTHS), 3, generator=generator, dtype=torch.float64).log()
+
+
+def test_uniform_weights_are_even() -> None:
+    assert torch.allclose(uniform_log_weights(2, 3).exp(), torch.full((2, 3), 1 / 3))
+
+
+def test_posterior_weights_are_bayes_rule_over_each_sequence() -> None:
+    own = own_logprobs()
+    weights = posterior_log_weights(own, LENGTHS).exp()
+    row = 0
+    for length in LENGTHS:
+        likelihood = torch.ones(3, dtype=torch.float64)
+        for at in range(row, row + length):
+            torch.testing.assert_close(weights[at], likelihood / likelihood.sum())
+            likelihood = likelihood * own[at].exp()
+        row += length
+
+
+def test_the_posterior_mix_of_a_sequence_is_the_mean_of_its_likelihoods() -> None:
+    own = own_logprobs()[:4]
+    mixed = (posterior_log_weights(own, (4,)) + own).logsumexp(-1).sum()
+    assert float(mixed) == pytest.approx(float(own.sum(0).logsumexp(0)) - math.log(3))
+
+
+def test_forgetting_fades_what_was_long_ago() -> None:
+    own = own_logprobs()[:4]
+    weights = posterior_log_weights(own, (4,), 0.5)
+    evidence = 0.25 * own[0] + 0.5 * own[1] + own[2]
+    torch.testing.assert_close(weights[3], evidence.log_softmax(-1))
+    torch.testing.assert_close(
+        posterior_log_weights(own, (4,), 1.0 - 1e-12), posterior_log_weights(own, (4,))
+    )
+    for wrong in (0.0, 1.5, math.nan):
+        with pytest.raises(InvalidRequestError, match="forgetting: got"):
+            posterior_log_weights(own, (4,), wrong)
+
+
+def test_the_oracle_is_at_least_as_good_as_anyone() -> None:
+    own = own_logprobs()
+    assert bool((oracle_logprobs(own)[:, None] >= own).all())
