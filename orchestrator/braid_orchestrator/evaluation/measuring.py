@@ -165,12 +165,15 @@ class _Batch:
 
 
 class _Windows:
-    """A lane's text in windows."""
+    """A lane's text in windows that have tokens which count."""
 
     def __init__(self, lane: LaneText, window: int, max_windows: int | None = None) -> None:
         windows = cut_windows(lane.corpus, window, "whole")
+        begins, lengths = windows.places(windows.in_order())
+        counted_N = lane.counts_N.cumsum(0)
+        has_text = counted_N[begins + lengths] > counted_N[begins]
         self.lane = lane
-        self.begins, self.lengths = windows.places(windows.in_order()[:max_windows])
+        self.begins, self.lengths = begins[has_text][:max_windows], lengths[has_text][:max_windows]
 
     def __len__(self) -> int:
         return self.begins.numel()
