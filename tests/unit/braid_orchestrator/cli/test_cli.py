@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from braid_orchestrator.cli.main import app
 
-COMMANDS = ("serve", "shard", "fusion", "generate", "describe", "health", "train-decider", "demo", "bench")
+COMMANDS = (
+    *("serve", "shard", "fusion", "generate", "describe", "health"),
+    *("train", "eval", "train-decider", "demo", "bench"),
+)
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
