@@ -55,6 +55,7 @@ def tiny_trainer(
     seed: int = 3,
     on_progress: Callable[[Any], None] | None = None,
     settings: dict[str, Any] | None = None,
+    tensorboard: Path | None = None,
     **config: Any,
 ) -> Trainer[Tensor]:
     """Everything fresh, as in another process; log and checkpoints in ``folder``."""
@@ -85,6 +86,7 @@ def tiny_trainer(
         TrainerConfig(**{**defaults, **config}),
         evaluate=evaluate,
         log_path=None if folder is None else folder / "log.jsonl",
+        tensorboard_folder=tensorboard,
         checkpoint_folder=None if folder is None else folder / "checkpoints",
         on_progress=on_progress,
         settings=settings,

@@ -11,17 +11,18 @@ import pytest
 import torch
 from braids import braid_config, two_backends
 from models import tiny_backend
+from tensorboard_events import scalars
 from training_shards import TRANSPORTS, remote, training_shards
 
 from braid_fusion.errors import CheckpointMismatchError, TrainingDivergedError
 from braid_fusion.stack import FusionStack
-from braid_fusion.training import read_log
+from braid_fusion.training import has_tensorboard, read_log
 from braid_fusion.weights import read_card
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import PointConfig
 from braid_orchestrator.training.data import DocumentEncoder, TrainingTexts, load_texts
 from braid_orchestrator.training.ports import TrainingShard
-from braid_orchestrator.training.run import LOG_FILE, Outcome, RunOptions, train_braid
+from braid_orchestrator.training.run import LOG_FILE, TENSORBOARD, Outcome, RunOptions, train_braid
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
@@ -78,6 +79,17 @@ def test_where_the_shards_are_changes_no_bit(transport, backends, texts, undistu
     with training_shards(backends, transport) as shards:
         outcome = run(shards, texts, tmp_path)
     assert (curve(tmp_path), sha256(outcome)) == undisturbed
+
+
+@pytest.mark.skipif(not has_tensorboard(), reason="needs tensorboardX, which is absent")
+def test_events_for_tensorboard_go_into_the_runs_folder_or_elsewhere(backends, texts, tmp_path) -> None:
+    with training_shards(backends, "in process") as shards:
+        run(shards, texts, tmp_path / "run")
+        run(shards, texts, tmp_path / "other", tensorboard=tmp_path / "events")
+    shown = scalars(tmp_path / "run" / TENSORBOARD)
+    assert [step for step, _ in shown["training/weight/left"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in shown["evaluation/loss"]] == [3, 6]
+    assert shown == scalars(tmp_path / "events") and not (tmp_path / "other" / TENSORBOARD).exists()
 
 
 def test_a_run_that_was_ended_goes_on_bit_for_bit(backends, texts, undisturbed, tmp_path) -> None:

@@ -10,6 +10,7 @@ from braid_fusion.training.plot import plot_training
 from braid_fusion.training.record import Evaluation, Progress, TrainingRecord
 from braid_fusion.training.run_log import read_log
 from braid_fusion.training.schedule import ScheduleConfig, learning_rate_factor
+from braid_fusion.training.tensorboard import has_tensorboard
 from braid_fusion.training.trainer import Trainer
 from braid_fusion.training.windows import TokenWindows
 
@@ -30,6 +31,7 @@ __all__ = [
     "TrainerConfig",
     "TrainingDivergedError",
     "TrainingRecord",
+    "has_tensorboard",
     "learning_rate_factor",
     "make_optimisers",
     "plot_training",

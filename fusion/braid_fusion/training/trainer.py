@@ -32,6 +32,7 @@ from braid_fusion.training.run_log import RunLog
 from braid_fusion.training.schedule import learning_rate_factor
 from braid_fusion.training.state import TrainingState
 from braid_fusion.training.step import Losses, OptimiserStep
+from braid_fusion.training.tensorboard import TensorBoardLog, check_tensorboard
 
 BatchT = TypeVar("BatchT")
 
@@ -54,6 +55,7 @@ class Trainer(Generic[BatchT]):
         on_progress: called after every step.
         evaluate: called with the module in evaluation mode, without gradients, in the run's precision.
         log_path: a JSON-lines file, begun anew, or gone on with when a run is resumed.
+        tensorboard_folder: the same figures as events for TensorBoard.
         checkpoint_folder: where checkpoints go. With one, Ctrl-C ends the run after the step at hand, with a
             checkpoint; without, it is a KeyboardInterrupt.
         settings: what else decides the outcome, such as weights within the loss; plain values. A checkpoint
@@ -64,7 +66,8 @@ class Trainer(Generic[BatchT]):
             one evaluates, logs and writes checkpoints; all resume from these.
         stop_wanted: asked before every step; True ends the run as Ctrl-C does. The first worker's counts.
 
-    Raises: TrainingConfigError; TrainingDataError for checkpoints of a source that can't be resumed.
+    Raises: TrainingConfigError, also for a ``tensorboard_folder`` without the library; TrainingDataError for
+        checkpoints of a source that can't be resumed.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Trainer(Generic[BatchT]):
         on_progress: Callable[[Progress], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         log_path: Path | None = None,
+        tensorboard_folder: Path | None = None,
         checkpoint_folder: Path | None = None,
         settings: Mapping[str, Any] | None = None,
         progress_bar: bool | None = False,
@@ -92,6 +96,9 @@ class Trainer(Generic[BatchT]):
         self._on_progress = on_progress
         self._evaluate = evaluate
         self._log_path = log_path if is_first else None
+        self._tensorboard_folder = tensorboard_folder if is_first else None
+        if self._tensorboard_folder is not None:
+            check_tensorboard()
         self._progress_bar = progress_bar if is_first else False
         self._clock = clock
         self._stop_wanted = stop_wanted
@@ -115,6 +122,7 @@ class Trainer(Generic[BatchT]):
         decisive = {**config.decisive(), **plain(settings or {})}
         self._state = TrainingState(module, self._optimisers, self._precision, batches, decisive, watch)
         self._log = RunLog(None)
+        self._tensorboard = TensorBoardLog(None)
         self._checkpoints: CheckpointFolder | None = None
         self._saved_step = 0
         if checkpoint_folder is not None:
@@ -139,9 +147,12 @@ class Trainer(Generic[BatchT]):
             self._saved_step = self._state.position.step
         elif self._checkpoints is not None:
             self._checkpoints.refuse_another_run()
-        self._log = RunLog(self._log_path, None if resume_from is None else self._state.position.step)
+        resume_step = None if resume_from is None else self._state.position.step
+        self._log = RunLog(self._log_path, resume_step)
+        self._tensorboard = TensorBoardLog(self._tensorboard_folder, resume_step)
         with ExitStack() as stack:
             stack.enter_context(self._log)
+            stack.enter_context(self._tensorboard)
             bar = stack.enter_context(ProgressBar(self.config.max_steps, shown=self._progress_bar))
             wish = stack.enter_context(stop_on_interrupt(self._checkpoints is not None))
             stack.callback(self.module.eval)
@@ -191,7 +202,7 @@ class Trainer(Generic[BatchT]):
     def _write_log(self, factor: float, figures: Mapping[str, float]) -> None:
         position = self._state.position
         if position.step % self.config.log_every == 0 or position.stopped_by is not None:
-            self._log.write(
+            self._note(
                 {
                     "step": position.step,
                     "seconds": position.seconds,
@@ -201,6 +212,10 @@ class Trainer(Generic[BatchT]):
                 }
             )
 
+    def _note(self, line: Mapping[str, Any]) -> None:
+        self._log.write(line)
+        self._tensorboard.write(line)
+
     def _evaluate_if_due(self) -> None:
         position, every = self._state.position, self.config.evaluate_every
         is_due = position.stopped_by is not None or (every and position.step % every == 0)
@@ -208,7 +223,7 @@ class Trainer(Generic[BatchT]):
             return
         values = self._peers.from_first(self._values() if self._peers.rank == 0 else None)
         is_best = self._state.note_evaluation(position.step, values)
-        self._log.write({"step": position.step, "evaluation": values})
+        self._note({"step": position.step, "evaluation": values})
         if is_best and self._checkpoints is not None and self._writes and self._state.best is not None:
             self._checkpoints.save_best(self._state.best)
         if self._state.watch is not None and self._state.watch.is_over and position.stopped_by is None:
@@ -228,6 +243,7 @@ class Trainer(Generic[BatchT]):
         step = self._state.position.step
         if self._checkpoints is not None and self._writes and step != self._saved_step:
             self._log.sync()  # a checkpoint is never ahead of the log
+            self._tensorboard.sync()
             self._checkpoints.save(step, self._state.content())
             self._saved_step = step
 

@@ -73,6 +73,14 @@ def train(
         bool,
         typer.Option("--resume", help="Go on from the last checkpoint in the run's folder, bit for bit."),
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Where events for TensorBoard go; else into the run's folder, if tensorboardX is installed.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN)] = 500,
     window: Annotated[
         int, typer.Option(min=1, help="Tokens run as one sequence.", rich_help_panel=_RUN)
@@ -144,6 +152,7 @@ def train(
         ),
         version=version,
         resume=resume,
+        tensorboard=tensorboard,
     )
     if workers > 1:
         from braid_orchestrator.training.workers import do_job_with_workers

@@ -27,7 +27,7 @@ OnLeftOut = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
     """``texts`` and ``held_out`` as `find_source` takes them; ``held_out_share`` of the texts where none are held out
-    by name. ``folder`` is the run's."""
+    by name. ``folder`` is the run's; ``tensorboard`` as for `train_braid`."""
 
     config: BraidConfig
     way: Way
@@ -39,6 +39,7 @@ class TrainingJob:
     options: RunOptions = field(default_factory=RunOptions)
     version: str = "trained"
     resume: bool = False
+    tensorboard: Path | None = None
 
 
 def do_job(
@@ -78,6 +79,7 @@ def do_job(
             job.folder,
             version=job.version,
             resume=job.resume,
+            tensorboard=job.tensorboard,
             peers=peers,
             progress_bar=progress_bar,
             stop_wanted=stop_wanted,

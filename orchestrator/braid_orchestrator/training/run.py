@@ -2,8 +2,8 @@
 
 Knows neither how shards are reached nor who serves the version.
 
-Files of a run, in its folder: ``checkpoints/``, ``log.jsonl``, ``training.png`` where matplotlib is installed, and
-``weights/NAME`` with the version.
+Files of a run, in its folder: ``checkpoints/``, ``log.jsonl``, ``tensorboard/`` where tensorboardX is installed,
+``training.png`` where matplotlib is, and ``weights/NAME`` with the version.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from braid_fusion.training import (
     Trainer,
     TrainerConfig,
     TrainingRecord,
+    has_tensorboard,
     plot_training,
 )
 from braid_fusion.training.config import PrecisionName
@@ -40,6 +41,7 @@ from braid_services.fusion.translation import braid_errors
 from braid_services.fusion.version_names import check_new_name
 
 LOG_FILE, PLOT_FILE, CHECKPOINTS, WEIGHTS = "log.jsonl", "training.png", "checkpoints", "weights"
+TENSORBOARD = "tensorboard"
 # Without a number given: so many times in a run.
 _EVALUATIONS, _CHECKPOINTS = 10, 5
 
@@ -102,6 +104,7 @@ def train_braid(
     *,
     version: str,
     resume: bool = False,
+    tensorboard: Path | None = None,
     peers: Peers | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     progress_bar: bool | None = None,
@@ -112,6 +115,7 @@ def train_braid(
     Args:
         shards: one per shard of the stack's plan, in its order.
         folder: of the run; without ``resume`` there must be no run in it.
+        tensorboard: where events for TensorBoard go; None: into the run's folder, if they can be written here.
         peers: workers that train together, each with shards of its own choice; all see the folder.
         stop_wanted: asked before every step; True ends the run as Ctrl-C does.
 
@@ -120,6 +124,8 @@ def train_braid(
         OSError from writing.
     """
     check_new_name(version)
+    if tensorboard is None and has_tensorboard():
+        tensorboard = folder / TENSORBOARD
     weights = folder / WEIGHTS / version
     check_shards(shards, stack.plan)
     _check_window(shards, options.window)
@@ -140,6 +146,7 @@ def train_braid(
         on_progress=on_progress,
         evaluate=None if held_out is None else lambda: evaluate(loss_of, held_out),
         log_path=folder / LOG_FILE,
+        tensorboard_folder=tensorboard,
         checkpoint_folder=checkpoints,
         settings={
             "plan": stack.plan.hash(),

@@ -47,7 +47,11 @@ def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
             _work,
             train_loop_config={
                 "job": replace(
-                    job, folder=folder, texts=_absolute(job.texts), held_out=_absolute(job.held_out)
+                    job,
+                    folder=folder,
+                    texts=_absolute(job.texts),
+                    held_out=_absolute(job.held_out),
+                    tensorboard=None if job.tensorboard is None else job.tensorboard.resolve(),
                 )
             },
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 0.5}),
