@@ -155,11 +155,16 @@ def test_python_as_the_readme_shows_it(
     assert capsys.readouterr().out.strip()
 
 
-def test_training_as_the_readme_shows_it(folder: Path, service: Service) -> None:
-    """Fewer steps; and against shards as services, with the same result, which the running braid then uses."""
+def link_documents(folder: Path) -> None:
+    """The texts that the README's commands read."""
     for name in ("README.md", "docs"):
         if not (folder / name).exists():
             (folder / name).symlink_to(REPOSITORY / name)
+
+
+def test_training_as_the_readme_shows_it(folder: Path, service: Service) -> None:
+    """Fewer steps; and against shards as services, with the same result, which the running braid then uses."""
+    link_documents(folder)
     braid = str(Path(sys.executable).with_name("braid"))
     shown = block(README, "Training", "bash").substituted(
         {".venv/bin/braid": braid, "--steps 40": "--steps 2"}
@@ -203,6 +208,29 @@ def test_training_as_the_readme_shows_it(folder: Path, service: Service) -> None
         )
     for name, tensor in here.items():  # the trainers may have used another number of threads
         torch.testing.assert_close(tensor, there[name], atol=1e-4, rtol=1e-3)
+
+
+def test_evaluation_as_the_readme_shows_it(folder: Path) -> None:
+    """Fewer steps to fit, and smaller windows."""
+    link_documents(folder)
+    braid = str(Path(sys.executable).with_name("braid"))
+    shown = block(README, "Evaluation", "bash").substituted(
+        {".venv/bin/braid eval": f"{braid} eval --resamples 50", "--fit docs": "--fit docs --fit-steps 2"}
+    )
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shown.code],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("BRAID_")},
+        capture_output=True,
+        text=True,
+        timeout=4 * COMMAND_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "all together" in done.stdout and "global mix" in done.stdout
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    (text,) = figures["texts"]
+    assert [row["name"] for row in text["rows"]][-2:] == ["braid", "oracle"]
+    assert (folder / "figures.png").is_file()
 
 
 def test_grafting_as_the_readme_shows_it(

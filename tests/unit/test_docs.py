@@ -70,9 +70,9 @@ from braid_services.shard.main import serve_backend
 
 from .braid_orchestrator.fake_service import FakeService
 
-CONFIGURATION, FUSION, HTTP, OBSERVABILITY, STABILITY = (
+CONFIGURATION, EVALUATION, FUSION, HTTP, OBSERVABILITY, STABILITY = (
     REPOSITORY / "docs" / f"{name}.md"
-    for name in ("configuration", "fusion", "http", "observability", "stability")
+    for name in ("configuration", "evaluation", "fusion", "http", "observability", "stability")
 )
 DEPLOY = REPOSITORY / "deploy" / "braid.yaml"
 
@@ -81,6 +81,7 @@ RUN_HERE = {
     ("braiding.md", "A classifier"),
     ("braiding.md", "A predicate"),
     ("configuration.md", "Plain processes"),
+    ("evaluation.md", "From Python"),
     ("fusion.md", "A strategy of your own"),
     ("fusion.md", "Publishing"),
     ("fusion.md", "Training"),
@@ -334,6 +335,18 @@ def test_the_training_that_is_shown_lowers_the_loss_and_serves(own_registry: Non
     service.prepare(namespace["braided"].plan)
     assert [version.version for version in service.list_versions()] == ["untrained", "v3", "v2"]
     assert service.active_version == "v2"
+
+
+def test_the_evaluation_that_is_shown_compares_everybody(
+    demo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = blocks_under(EVALUATION, "From Python")
+    namespace: dict[str, Any] = {}
+    block.run(namespace)
+    found = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["code", "prose", "uniform", "posterior", "braid", "oracle"]
+    for shard in namespace["shards"]:
+        shard.shutdown()
 
 
 def test_the_publishing_that_is_shown_activates_what_was_sent(
