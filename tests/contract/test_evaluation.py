@@ -204,6 +204,7 @@ def test_units_are_windows_or_documents_with_the_same_sums(shards, backends) -> 
     documents = measured(shards, stack, Cut(WINDOW, unit="document"))
     assert (windowed.unit, documents.unit) == ("window", "document")
     assert (windowed.num_units, documents.num_units) == (len(windows(backends[0])), 2)
+    assert windowed.sums[LEFT].tokens_U.tolist() == [len(ids) - 1 for ids in windows(backends[0])]
     for who, sums in windowed.sums.items():
         assert float(sums.bits_U.sum()) == pytest.approx(float(documents.sums[who].bits_U.sum()))
         assert documents.sums[who].bytes_U.sum() == sums.bytes_U.sum() == num_bytes(backends[0])
