@@ -26,7 +26,7 @@ from braid_rpc.errors import (
     UnsupportedModelError,
 )
 from braid_services.shard.attention import PACKED_ATTENTION, PackedAttention
-from braid_services.shard.turns import ComputeLock
+from braid_services.shard.turns import ComputeLock, TrainingTurns
 from braid_services.trimming import trim
 
 _NO_STOP = -1
@@ -38,7 +38,7 @@ class SpanModel:
 
     The model is put into eval mode with gradients of its parameters off. Its attention is ours only while a
     run is under way, so between runs it may be called as usual, under ``lock``. There is one per model at a
-    time (`of`), since runs of the same model must share the lock.
+    time (`of`), since runs of the same model must share the lock, and whoever trains through it the time for that.
     """
 
     @classmethod
@@ -54,6 +54,7 @@ class SpanModel:
         """Use `of`. Raises: UnsupportedModelError."""
         self.model = model
         self.lock = ComputeLock()
+        self.training_turns = TrainingTurns(self.lock)
         self.family: str = model.config.model_type
         self.layers = find_layers(model)
         self.num_layers = len(self.layers)

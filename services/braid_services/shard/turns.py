@@ -82,29 +82,27 @@ class ComputeLock:
 
 class TrainingTurns:
     """Turns for training: one at a time, behind everybody who is served, and while anybody is, rests between them
-    so that they take at most ``share`` of the time. A turn that is under way is not interrupted."""
+    so that all of them together keep to their share of the time. A turn that is under way is not interrupted."""
 
     def __init__(
         self,
         lock: ComputeLock,
-        share: float,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``share`` in (0, 1]."""
         self._lock = lock
-        self._rest_per_second = (1.0 - share) / share
         self._clock = clock
         self._sleep = sleep
         self._one = threading.Lock()
         self._rest_until_s = -float("inf")
 
     @contextmanager
-    def turn(self, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
+    def turn(self, share: float, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
         """Wait for a turn, and have it for as long as the block runs.
 
-        ``check_wanted`` is called now and then while it waits, and may raise.
+        ``share`` in (0, 1]: of the time, that this turn and the rest after it leave to training. ``check_wanted`` is
+        called now and then while it waits, and may raise.
         """
         with self._one:
             check_wanted()
@@ -115,7 +113,7 @@ class TrainingTurns:
                     yield
                 finally:
                     ended_s = self._clock()
-                    self._rest_until_s = ended_s + (ended_s - began_s) * self._rest_per_second
+                    self._rest_until_s = ended_s + (ended_s - began_s) * (1.0 - share) / share
 
     def _rest(self, check_wanted: Callable[[], None]) -> None:
         while True:

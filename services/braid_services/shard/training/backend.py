@@ -19,7 +19,7 @@ from braid_services.shard.spans import SpanModel
 from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
 from braid_services.shard.training.probing import why_not_backward
 from braid_services.shard.training.span import check_inputs, run_span
-from braid_services.shard.turns import TrainingTurns, always_wanted
+from braid_services.shard.turns import always_wanted
 
 
 class ShardTraining:
@@ -35,12 +35,11 @@ class ShardTraining:
         self._model_hash = model_hash
         self._name = config.name
         self.graphs = KeptGraphs(config.training_bytes, config.training_ttl_s)
-        self._refuses = not config.training_share
         self._max_logit_bytes = config.training_bytes
-        self._turns = TrainingTurns(spans.lock, config.training_share or 1.0)
+        self._share = config.training_share
         tensors = [*spans.model.parameters(), *spans.model.buffers()]
         self._weights = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
-        self.no_backward = "its training_share is 0" if self._refuses else why_not_backward(spans)
+        self.no_backward = "its training_share is 0" if not self._share else why_not_backward(spans)
 
     def forward(
         self,
@@ -55,11 +54,11 @@ class ShardTraining:
             ``graph_id``; what `check_inputs` raises.
         """
         wants_graph = bool(graph_id) and inputs.hidden is not None
-        if self._refuses or wants_graph:
+        if not self._share or wants_graph:
             self._check_supported()
         self._check(inputs, max_result_bytes)
         asked_s = time.perf_counter()
-        with self._turns.turn(check_wanted):
+        with self._spans.training_turns.turn(self._share, check_wanted):
             began_s = time.perf_counter()
             if wants_graph and inputs.hidden is not None:
                 graph = self._run(inputs, inputs.hidden)
@@ -93,7 +92,7 @@ class ShardTraining:
             if inputs.hidden is None:
                 raise InvalidRequestError("backward: got a span from the embedding, which has no gradient")
         asked_s = time.perf_counter()
-        with self._turns.turn(check_wanted):
+        with self._spans.training_turns.turn(self._share, check_wanted):
             began_s = time.perf_counter()
             graph = self.graphs.take(graph_id)
             if graph is None and inputs is not None and inputs.hidden is not None:

@@ -89,17 +89,17 @@ def test_training_takes_no_more_than_its_share_of_the_time_while_somebody_is_ser
         with lock:  # somebody is served all the time
             pass
 
-    turns = TrainingTurns(lock, share, clock=clock, sleep=sleep)
+    turns = TrainingTurns(lock, clock=clock, sleep=sleep)
     with lock:
         pass
     trained_s = 0.0
     for length_s in (0.3, 0.02, 1.7, 0.4, 0.4):
-        with turns.turn():
+        with turns.turn(share):
             clock.pass_s(length_s)
         trained_s += length_s
         with lock:
             pass
-    with turns.turn():  # after the rest that the last one owes
+    with turns.turn(share):  # after the rest that the last one owes
         pass
     assert trained_s / clock.now_s == pytest.approx(share, abs=0.02)
 
@@ -109,7 +109,7 @@ def test_long_turns_and_long_steps_keep_to_the_share_too(share: float) -> None:
     """Served steps one after the other, each as long as a second, by a thread that is real."""
     clock, scale = time.monotonic, 0.02  # a fiftieth of a second for a second
     lock = ComputeLock(lambda: clock() / scale)
-    turns = TrainingTurns(lock, share, clock=lambda: clock() / scale, sleep=lambda s: time.sleep(s * scale))
+    turns = TrainingTurns(lock, clock=lambda: clock() / scale, sleep=lambda s: time.sleep(s * scale))
     stop = threading.Event()
 
     def serve() -> None:
@@ -122,11 +122,11 @@ def test_long_turns_and_long_steps_keep_to_the_share_too(share: float) -> None:
     try:
         began_s, trained_s = clock(), 0.0
         for _ in range(5):
-            with turns.turn():
+            with turns.turn(share):
                 turn_began_s = clock()
                 time.sleep(1.2 * scale)
                 trained_s += clock() - turn_began_s
-        with turns.turn():  # after the rest that the last one owes
+        with turns.turn(share):  # after the rest that the last one owes
             took_s = clock() - began_s
     finally:
         stop.set()
@@ -156,22 +156,22 @@ def test_training_goes_on_where_somebody_always_waits() -> None:
 
 def test_a_call_that_nobody_wants_any_more_gives_up_its_place() -> None:
     lock = ComputeLock()
-    turns = TrainingTurns(lock, 0.5)
+    turns = TrainingTurns(lock)
 
     def gone() -> None:
         raise ValueError("gone")
 
-    with pytest.raises(ValueError, match="gone"), turns.turn(gone):
+    with pytest.raises(ValueError, match="gone"), turns.turn(0.5, gone):
         raise AssertionError("it had its turn")
-    with turns.turn():
+    with turns.turn(0.5):
         pass
 
 
 def test_training_alone_never_rests() -> None:
     clock = Clock()
-    turns = TrainingTurns(ComputeLock(clock), 0.1, clock=clock, sleep=clock.pass_s)
+    turns = TrainingTurns(ComputeLock(clock), clock=clock, sleep=clock.pass_s)
     for _ in range(5):
-        with turns.turn():
+        with turns.turn(0.1):
             clock.pass_s(1.0)
     assert clock.now_s == 5.0
 
@@ -179,21 +179,21 @@ def test_training_alone_never_rests() -> None:
 def test_a_rest_ends_when_nobody_is_served_any_more() -> None:
     clock = Clock()
     lock = ComputeLock(clock)
-    turns = TrainingTurns(lock, 0.01, clock=clock, sleep=clock.pass_s)
+    turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
     with lock:
         pass
-    with turns.turn():
+    with turns.turn(0.01):
         clock.pass_s(0.5)  # owes a rest of 49.5 s
-    with turns.turn():
+    with turns.turn(0.01):
         pass
     assert clock.now_s == pytest.approx(SERVED_LATELY_S, abs=0.05)
 
 
 def test_a_turn_that_fails_leaves_the_lock() -> None:
     lock = ComputeLock()
-    turns = TrainingTurns(lock, 0.5)
-    with pytest.raises(ValueError, match="broken"), turns.turn():
+    turns = TrainingTurns(lock)
+    with pytest.raises(ValueError, match="broken"), turns.turn(0.5):
         raise ValueError("broken")
     assert not lock.locked()
-    with turns.turn():
+    with turns.turn(0.5):
         pass

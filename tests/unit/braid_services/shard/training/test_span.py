@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 from families import FAMILIES, make_model
@@ -22,6 +24,7 @@ from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
 from braid_services.shard.spans import SpanModel
 from braid_services.shard.training.probing import why_not_backward
+from braid_services.shard.turns import TrainingTurns
 
 # Kernels for packed and for plain attention take sums in another order.
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
@@ -259,6 +262,24 @@ def test_a_shard_may_refuse_training() -> None:
     assert not backend.card.supports_backward
     with pytest.raises(UnsupportedModelError, match=r"shard 'tiny'.*training_share is 0"):
         backend.training.forward(whole(backend))
+
+
+def test_shards_of_one_model_share_the_time_for_training() -> None:
+    model = tiny_llama(1)
+    one, other = (
+        ShardBackend.from_model(model, byte_tokenizer(), ShardConfig(name, name, training_share=0.1))
+        for name in ("one", "other")
+    )
+    ticks, naps = count(), []
+    one.spans.training_turns = TrainingTurns(
+        one.spans.lock, clock=lambda: next(ticks) / 10, sleep=naps.append
+    )
+    with one.spans.lock:  # somebody is served
+        pass
+    one.training.forward(whole(one))
+    assert not naps
+    other.training.forward(whole(other))
+    assert naps, "it had a turn in the rest that the other one's left"
 
 
 def test_a_shard_without_backward_can_still_give(backend: ShardBackend, monkeypatch) -> None:
