@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -16,13 +16,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from braid_fusion.alignment import Alignment
+from braid_fusion.alignment import Alignment, Weave
 from braid_fusion.alignment.weave import align
 from braid_fusion.mixing import log_probabilities
 from braid_fusion.plan import BraidPlan
-from braid_orchestrator.engine.lanes import Lanes
+from braid_orchestrator.engine.lanes import Lanes, WovenText
 from braid_orchestrator.engine.packing import WovenRows, pack_lane
 from braid_rpc.cards import ShardCard
+from braid_rpc.errors import ContextLengthError
+
+OnCut = Callable[[int], None]
 
 _KEPT_LANES = 8
 _lanes_of_plans: OrderedDict[tuple[object, ...], Lanes] = OrderedDict()
@@ -112,12 +115,24 @@ def whole_lanes(
     token_ids_T: Tensor,
     lengths: Sequence[int],
     logit_rows: Sequence[int],
+    *,
+    on_cut: OnCut | None = None,
 ) -> WholeLanes:
-    """The rows of all lanes for the anchor's token ids of packed whole sequences."""
-    anchor = WholeRows(token_ids_T, list(lengths), logit_rows)
+    """The rows of all lanes for the anchor's token ids of packed whole sequences.
+
+    ``on_cut``: with it, a sequence that has more tokens in some other lane than its shards can hold becomes several,
+    one behind the other, and it is told the sequence's length. Raises: ContextLengthError where that doesn't help.
+    """
     if plan.num_lanes == 1:
-        return WholeLanes(plan, (anchor,))
+        return WholeLanes(plan, (WholeRows(token_ids_T, list(lengths), logit_rows),))
     lanes = lanes_of(backends, plan)
+    weaves = [
+        weave
+        for part_ids in torch.split(token_ids_T, list(lengths))
+        for weave in _weaves(lanes, part_ids.tolist(), on_cut)
+    ]
+    lengths = [len(weave) for weave in weaves]
+    anchor = WholeRows(token_ids_T, lengths, logit_rows)
     ends = list(accumulate(lengths))
     wanted: list[list[int]] = [[] for _ in lengths]
     order: list[tuple[int, int]] = []  # of each logit row: its sequence, and which of its rows
@@ -125,12 +140,7 @@ def whole_lanes(
         sequence = bisect_right(ends, row)
         order.append((sequence, len(wanted[sequence])))
         wanted[sequence].append(row - ends[sequence] + lengths[sequence])
-    parts = []
-    for index, part_ids in enumerate(torch.split(token_ids_T, list(lengths))):
-        woven = lanes.weave(part_ids.tolist())
-        if woven is None:
-            raise RuntimeError("a plan of several lanes without tokenizers")
-        parts.append(WovenRows(str(index), woven.weave, 0, lengths[index], wanted[index]))
+    parts = [WovenRows(str(index), weave, 0, len(weave), wanted[index]) for index, weave in enumerate(weaves)]
     begins = [0, *accumulate(map(len, wanted))]
     places = [begins[sequence] + row for sequence, row in order]
     rows = [anchor]
@@ -148,6 +158,36 @@ def whole_lanes(
     spans = [(0, length) for length in lengths]
     alignment = align([part.weave for part in parts], spans, plan.lane_of)
     return WholeLanes(plan, tuple(rows), alignment, lanes)
+
+
+def _weaves(lanes: Lanes, token_ids: list[int], on_cut: OnCut | None) -> Iterator[Weave]:
+    """One sequence, or its parts."""
+    woven = _woven(lanes, token_ids)
+    if woven.is_full and on_cut is not None:
+        on_cut(len(token_ids))
+        while woven.is_full:
+            # What is settled of a text depends on nothing behind it, so a part fits by itself.
+            fitting, limit = min(
+                (woven.weave.anchor_tokens_within(lane, limit), limit)
+                for lane, limit in enumerate(woven.limits)
+                if lane > 0
+            )
+            if not fitting:
+                raise ContextLengthError(
+                    f"text: one token of the anchor, id {token_ids[0]}, takes more tokens of another shard's "
+                    f"tokenizer than its context, {limit}"
+                )
+            yield _woven(lanes, token_ids[:fitting]).weave
+            token_ids = token_ids[fitting:]
+            woven = _woven(lanes, token_ids)
+    yield woven.weave
+
+
+def _woven(lanes: Lanes, token_ids: Sequence[int]) -> WovenText:
+    woven = lanes.weave(token_ids)
+    if woven is None:
+        raise RuntimeError("a plan of several lanes without tokenizers")
+    return woven
 
 
 def lanes_of(backends: Sequence[Reader], plan: BraidPlan) -> Lanes:

@@ -21,7 +21,7 @@ from braid_fusion.context import FusionContext
 from braid_fusion.mixing import logit_features, mix_logits
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
-from braid_orchestrator.inprocess.whole_lanes import WholeLanes, whole_lanes
+from braid_orchestrator.inprocess.whole_lanes import OnCut, WholeLanes, whole_lanes
 from braid_orchestrator.training.lockstep import run_spans
 from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.training import HeadInputs, SpanInputs, SpanOutputs
@@ -74,6 +74,7 @@ def run_pass(
     *,
     want_metrics: bool = False,
     want_log_probs: bool = False,
+    on_cut: OnCut | None = None,
 ) -> PassOutput:
     """Run packed whole sequences through all shards in lock step.
 
@@ -84,6 +85,8 @@ def run_pass(
         targets_R: int64, the anchor's tokens whose log-probabilities are wanted.
         logit_rows: the rows that these follow; None: all.
         want_log_probs: the whole distribution too; every shard that is asked sends its logits.
+        on_cut: with it, sequences that don't fit are run in parts, see `whole_lanes`: every row is there all the
+            same, and sees less of what is before it.
 
     Raises: BraidError of every kind; FusionShapeError.
     """
@@ -96,6 +99,7 @@ def run_pass(
         logit_rows,
         want_metrics=want_metrics,
         want_logits=want_log_probs,
+        on_cut=on_cut,
     )
     return read_out(stack, ends)
 
@@ -110,11 +114,13 @@ def run_to_ends(
     *,
     want_metrics: bool = False,
     want_logits: bool = False,
+    on_cut: OnCut | None = None,
 ) -> PassEnds:
     """As `run_pass`, up to the heads of those that the stack's readout asks. Raises: as `run_pass`."""
     plan = stack.plan
     rows = range(token_ids_T.shape[0]) if logit_rows is None else logit_rows
-    lanes = whole_lanes(shards, plan, token_ids_T, lengths, rows)
+    lanes = whole_lanes(shards, plan, token_ids_T, lengths, rows, on_cut=on_cut)
+    lengths = lanes.of_shard(plan.anchor).lengths
     walk = _Walk(shards, plan, lanes)
     device = next((parameter.device for parameter in stack.parameters()), token_ids_T.device)
     context = FusionContext.whole(lengths, want_metrics=want_metrics, alignment=lanes.alignment)

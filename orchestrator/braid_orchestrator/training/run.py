@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from braid_fusion.errors import TrainingError
+from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
 from braid_fusion.training import (
     EarlyStopping,
@@ -128,7 +129,7 @@ def train_braid(
         tensorboard = folder / TENSORBOARD
     weights = folder / WEIGHTS / version
     check_shards(shards, stack.plan)
-    _check_window(shards, options.window)
+    check_window(shards, stack.plan, options.window)
     peers = peers or NoPeers()
     batches = TextBatches(texts.training, options.window, options.batch_size, options.seed)
     if peers.count > 1:
@@ -187,8 +188,14 @@ def evaluate(
     return {name: value / total for name, value in sums.items()}
 
 
-def _check_window(shards: Sequence[TrainingShard], window: int) -> None:
-    short = [shard for shard in shards if shard.card.context_length < window]
+def check_window(shards: Sequence[TrainingShard], plan: BraidPlan, window: int) -> None:
+    """Only shards that read the anchor's tokens: what takes too many of another tokenizer's is run in parts."""
+    lane = plan.lane_of[plan.anchor]
+    short = [
+        shard
+        for shard, own in zip(shards, plan.lane_of, strict=True)
+        if own == lane and shard.card.context_length < window
+    ]
     if short:
         raise ContextLengthError(
             f"window: got {window} tokens, expected at most {short[0].card.context_length}, the context of shard "
