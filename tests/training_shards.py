@@ -18,7 +18,8 @@ from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.remote import RemoteTrainingShard
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_services.shard.backend import ShardBackend
-from braid_services.shard.main import serve_backend
+from braid_services.shard.config import ShardConfig
+from braid_services.shard.main import serve_backend, serve_shard
 
 TRANSPORTS = ("in process", "grpc")
 
@@ -74,3 +75,13 @@ def pass_logprobs(
 ) -> Tensor:
     """(R,) by the services."""
     return run_pass(shards, stack, ids_T, lengths, targets_R, rows).target_logprobs
+
+
+@contextmanager
+def served_here(shards: Sequence[ShardConfig], log: Path) -> Iterator[dict[str, str]]:
+    """As the demo's `shard_services`, in this process."""
+    with ExitStack() as stack:
+        yield {
+            shard.name: stack.enter_context(serve_shard(shard, ["127.0.0.1:0"])).targets[0]
+            for shard in shards
+        }

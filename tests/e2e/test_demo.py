@@ -41,7 +41,11 @@ def test_the_demo_builds_serves_asks_compares_and_ends(root: Path) -> None:
     done = demo(root, "--plain", "--json", "--max-tokens", "8")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert set(figures["bits_per_byte"]) >= {"code", "prose", "braid"}
+    bits = figures["bits_per_byte"]
+    assert set(bits) == {"code", "prose", "uniform mix", "braid"}
+    best = min(bits["code"]["mix"], bits["prose"]["mix"])
+    assert figures["gains"]["best model alone"]["mix"] == pytest.approx(1 - bits["braid"]["mix"] / best)
+    assert figures["gains"]["uniform mix"].keys() == bits["braid"].keys()
     assert len(figures["completion"]["tokens"]) == 8
     assert sum(figures["completion"]["weights"].values()) == pytest.approx(1.0)
     # The same again needs no building, and finds the ports free.

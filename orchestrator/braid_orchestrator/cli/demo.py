@@ -54,7 +54,8 @@ def demo(
     """Build small language models and their braid once, serve them, ask, compare, shut down.
 
     One model has read the standard library's source, the other its prose; with `--braid mixed` each has a tokenizer
-    of its own, and a third reads both byte by byte. Minutes the first time, then seconds.
+    of its own, and a third reads both byte by byte. What connects them is trained as `braid train` does, against the
+    models as services. Minutes the first time, then seconds.
 
     Examples:
 
@@ -71,7 +72,7 @@ def demo(
     from braid_orchestrator.config.schema import load_braid_config, load_endpoints
     from braid_orchestrator.demo.build import build_demo
     from braid_orchestrator.demo.recipe import DEMOS
-    from braid_orchestrator.demo.table import bits_per_byte_table, gain_over_best_shard, share_table
+    from braid_orchestrator.demo.table import bits_per_byte_table, gains, share_table
     from braid_orchestrator.serving.signals import ended_by_signals
 
     chosen = DEMOS[which.value]
@@ -86,19 +87,14 @@ def demo(
     with ended_by_signals(), running_service(file, endpoints, folder / "serve.log", plain=plain):
         url = f"http://127.0.0.1:{endpoints.http_port}"
         answer = _ask(url, prompt, max_tokens, show=not json)
-    if json:
-        print_json(built.to_dict() | {"completion": answer.model_dump(exclude_unset=True)})
-        return
     figures = built.bits_per_byte
+    if json:
+        completion = answer.model_dump(exclude_unset=True)
+        print_json(built.to_dict() | {"gains": gains(figures), "completion": completion})
+        return
     out.print(share_table(answer.weights))
     out.print()
     out.print(bits_per_byte_table(figures))
-    shards = [shard.name for shard in braid.shards]
-    for text in figures[shards[0]]:
-        gain = gain_over_best_shard(figures, shards, text)
-        out.print(
-            f"on {text}: {abs(gain):.1%} {'fewer' if gain > 0 else 'more'} bits than the best model alone"
-        )
 
 
 def _ask(url: str, prompt: str, max_tokens: int, *, show: bool) -> GenerateOut:

@@ -1,7 +1,8 @@
 """Builds the demo: tokenizer, specialists, fusion modules, comparison. Once; then it is all there.
 
 The folder holds one model folder per shard, ``fusion/`` with a version of weights, and ``manifest.json``, which
-is written last in each stage and says what the folder was made by. A build that was interrupted leaves no
+is written last in each stage and says what the folder was made by. ``training/`` has the texts, log and plot of the
+fusion modules' training. A build that was interrupted leaves no
 manifest for its stage and starts that stage again; a changed recipe or plan builds anew.
 """
 
@@ -14,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ from braid_fusion import training
 from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
-from braid_orchestrator.demo.fuse import WEIGHTS_VERSION, compare_on_held_out, load_braid, train_braid
+from braid_orchestrator.demo.fuse import WEIGHTS_VERSION, compare_on_held_out, load_braid, train_fusion
 from braid_orchestrator.demo.pretrain import PretrainJob
 from braid_orchestrator.demo.recipe import DEMOS, DemoRecipe, digest
 from braid_orchestrator.demo.specialists import train_specialists
 from braid_orchestrator.demo.tokenizer import encode_documents, save_tokenizer, train_tokenizer
 from braid_rpc.errors import ConfigError, ConflictError
 
-MANIFEST_FILE, FUSION_FOLDER, SCRATCH_FOLDER = "manifest.json", "fusion", ".building"
+MANIFEST_FILE, FUSION_FOLDER, TRAINING_FOLDER = "manifest.json", "fusion", "training"
+SCRATCH_FOLDER = ".building"
 _REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -202,21 +204,24 @@ class _Build:
 
     def _train_fusion(self, corpus: Corpus, show: _Stages) -> None:
         with _one_torch_thread():
-            bar = show.bar("training the fusion modules")
+            bar = show.bar("training the fusion modules against the models' services")
             started = time.monotonic()
-            shutil.rmtree(self.folder / FUSION_FOLDER, ignore_errors=True)
-            braid = load_braid(self.config, self.folder)
-            record = train_braid(
-                braid,
+            versions = self.folder / FUSION_FOLDER
+            shutil.rmtree(versions, ignore_errors=True)
+            config = _with_models_in(self.folder, self.config)
+            record = train_fusion(
+                config,
                 corpus,
                 self.recipe,
-                self.folder / FUSION_FOLDER,
+                self.folder / TRAINING_FOLDER,
+                versions,
                 lambda p: show.update(bar, p.fraction, f"loss {p.loss:.3f}"),
             )
             show.seconds["fusion"] = time.monotonic() - started
             self.manifest["fusion_training"] = json.loads(json.dumps(record.to_dict()))
             bar = show.bar("comparing on held-out text")
             started = time.monotonic()
+            braid = load_braid(config, versions)
             self.manifest["bits_per_byte"] = compare_on_held_out(
                 braid, corpus, self.recipe, lambda fraction: show.update(bar, fraction, "")
             )
@@ -299,6 +304,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _with_models_in(folder: Path, config: BraidConfig) -> BraidConfig:
+    shards = tuple(replace(shard, model=str(folder / shard.name)) for shard in config.shards)
+    return replace(config, shards=shards)
 
 
 def _find_config() -> Path:

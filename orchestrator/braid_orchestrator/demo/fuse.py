@@ -1,29 +1,85 @@
-"""Trains the demo braid's fusion modules and readout on mixed text, and compares the result on held-out text."""
+"""Trains the demo braid's fusion modules and readout on mixed text, as `braid train` does, and compares the result on
+held-out text."""
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from braid_fusion.stack import FusionStack
-from braid_fusion.training import Progress, TokenWindows, TrainingRecord
-from braid_fusion.weights import save_stack
+from braid_fusion.training import Progress, TrainingRecord
+from braid_fusion.weights import load_weights
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.demo.corpus import Corpus, mixed_texts
-from braid_orchestrator.demo.recipe import DemoRecipe, FusionRecipe
+from braid_orchestrator.demo.recipe import DemoRecipe
+from braid_orchestrator.demo.shards import shard_services
 from braid_orchestrator.evaluation import BRAID, UNIFORM, Cut, LaneReaders, Lineup, measure_text
-from braid_orchestrator.inprocess.fusion_training import encode_texts, fusion_training_config, train_fusion
 from braid_orchestrator.training.data import Document
+from braid_orchestrator.training.job import TrainingJob, do_job
 from braid_orchestrator.training.local import LocalTrainingShard
+from braid_orchestrator.training.reaching import Way
+from braid_orchestrator.training.run import RunOptions
 from braid_services.shard.backend import ShardBackend
 
 WEIGHTS_VERSION = "v1"
+TEXTS_FILE, SHARDS_LOG = "texts.jsonl", "shards.log"
 HELD_OUT_SEED = 7
+
+
+def train_fusion(
+    config: BraidConfig,
+    corpus: Corpus,
+    recipe: DemoRecipe,
+    run: Path,
+    versions: Path,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingRecord:
+    """Train on the corpus's fusion split, against the configuration's shards as services of their own, and put the
+    version into ``versions``. ``run`` is the training's folder, made anew.
+
+    The specialists have not read that split: on what they have, they are surer than they should be.
+
+    Raises: BraidError and TrainingError of each kind; KeyboardInterrupt where a Ctrl-C ended the training.
+    """
+    fusion = recipe.fusion
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    texts = mixed_texts(
+        corpus.texts("fusion", "code"),
+        corpus.texts("fusion", "prose"),
+        num_chars=fusion.num_chars,
+        seed=fusion.seed,
+    )
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (run / TEXTS_FILE).write_text(lines, encoding="utf-8")
+    with shard_services(config.shards, run / SHARDS_LOG) as targets:
+        job = TrainingJob(
+            config,
+            Way(targets),
+            (str(run / TEXTS_FILE),),
+            run,
+            held_out_share=0.0,
+            options=RunOptions(
+                steps=fusion.num_steps,
+                max_seconds=fusion.max_seconds,
+                window=fusion.window,
+                batch_size=max(1, fusion.step_tokens // fusion.window),
+                learning_rate=fusion.learning_rate,
+                seed=fusion.seed,
+            ),
+            version=WEIGHTS_VERSION,
+        )
+        outcome = do_job(job, on_progress=on_progress, progress_bar=False)
+    if outcome.weights is None:
+        raise KeyboardInterrupt
+    versions.mkdir(parents=True, exist_ok=True)
+    outcome.weights.rename(versions / WEIGHTS_VERSION)
+    return outcome.record
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,50 +90,15 @@ class DemoBraid:
     stack: FusionStack
 
 
-def load_braid(config: BraidConfig, folder: Path) -> DemoBraid:
-    """The shards of a configuration from their folders in ``folder``, and untrained fusion modules.
+def load_braid(config: BraidConfig, versions: Path) -> DemoBraid:
+    """The shards of a configuration, and the fusion modules as trained.
 
     Raises: ConfigError, UnknownModelError and what else loading raises.
     """
-    backends = tuple(
-        ShardBackend.load(replace(shard, model=str(folder / shard.name), threads=0))
-        for shard in config.shards
-    )
-    return DemoBraid(backends, FusionStack(resolve_plan(config, [backend.card for backend in backends])))
-
-
-def train_braid(
-    braid: DemoBraid,
-    corpus: Corpus,
-    recipe: DemoRecipe,
-    folder: Path,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> TrainingRecord:
-    """Train on the corpus's fusion split and save a version in ``folder``.
-
-    The specialists have not read that split: on what they have, they are surer than they should be.
-    """
-    fusion = recipe.fusion
-    texts = mixed_texts(
-        corpus.texts("fusion", "code"),
-        corpus.texts("fusion", "prose"),
-        num_chars=fusion.num_chars,
-        seed=fusion.seed,
-    )
-    tokens = encode_texts(braid.backends[braid.stack.plan.anchor], texts)
-    batches = TokenWindows(tokens, fusion.window, max(1, fusion.step_tokens // fusion.window), fusion.seed)
-    record = train_fusion(
-        braid.backends,
-        braid.stack,
-        batches,
-        fusion_training_config(
-            fusion.num_steps, learning_rate=fusion.learning_rate, max_seconds=fusion.max_seconds
-        ),
-        on_progress=on_progress,
-        threads=_threads(fusion),
-    )
-    save_stack(braid.stack, folder / WEIGHTS_VERSION, json.loads(json.dumps(record.to_dict())))
-    return record
+    backends = tuple(ShardBackend.load(replace(shard, threads=0)) for shard in config.shards)
+    stack = FusionStack(resolve_plan(config, [backend.card for backend in backends]))
+    load_weights(stack, versions / WEIGHTS_VERSION)
+    return DemoBraid(backends, stack)
 
 
 def held_out_texts(corpus: Corpus, recipe: DemoRecipe) -> dict[str, list[str]]:
@@ -118,10 +139,6 @@ def compare_on_held_out(
                 if who.kind == "shard" or who in (UNIFORM, BRAID):
                     figures.setdefault(who.name, {})[name] = sums[who].bits_per_byte
     return figures
-
-
-def _threads(fusion: FusionRecipe) -> int:
-    return min(fusion.threads, os.cpu_count() or 1)
 
 
 def _even_sample(texts: Sequence[str], num_chars: int) -> list[str]:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 # Raise it when code changes what a recipe leads to.
-RECIPE_FORMAT = 2
-
+RECIPE_FORMAT = 3
 
 Kind = Literal["code", "prose"]
 
@@ -51,7 +50,7 @@ class SpecialistRecipe:
 
 @dataclass(frozen=True, slots=True)
 class FusionRecipe:
-    """The training of the fusion modules and the readout, on ``threads`` cores if there are as many."""
+    """The training of the fusion modules and the readout, in steps of ``step_tokens`` tokens."""
 
     num_steps: int
     max_seconds: float
@@ -59,7 +58,6 @@ class FusionRecipe:
     window: int = 128
     step_tokens: int = 1024
     learning_rate: float = 3e-3
-    threads: int = 2
     seed: int = 0
 
 
@@ -162,7 +160,7 @@ def _quick(full: DemoRecipe) -> DemoRecipe:
             )
             for i, specialist in enumerate(full.specialists)
         ),
-        fusion=replace(full.fusion, num_steps=25, num_chars=60_000, step_tokens=512, threads=1),
+        fusion=replace(full.fusion, num_steps=25, num_chars=60_000, step_tokens=512),
         evaluation_chars=5_000,
         evaluation_window=256,
         corpus_share=0.1,

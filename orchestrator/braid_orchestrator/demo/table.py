@@ -5,37 +5,53 @@ Makes rich renderables of plain figures; measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
-from braid_orchestrator.evaluation import BRAID
+from braid_orchestrator.evaluation import BRAID, UNIFORM
 
+BEST = "best model alone"
 SHARD_STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
 def bits_per_byte_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
-    """``figures[who][text]``; the best of each column is bold, the braid's row is set off."""
-    texts = list(next(iter(figures.values()), {}))
+    """``figures[who][text]``: the models alone, then what is made of all, the braid set off, and last its gains. The
+    best of each column is bold."""
+    texts = list(figures[BRAID.name])
     table = Table(title="bits per byte on held-out text (lower is better)")
     table.add_column("")
     for text in texts:
         table.add_column(text, justify="right")
     best = {text: min(row[text] for row in figures.values()) for text in texts}
-    for who, row in figures.items():
+    for who, row in sorted(
+        figures.items(), key=lambda item: (item[0] == BRAID.name, item[0] == UNIFORM.name)
+    ):
         if who == BRAID.name:
             table.add_section()
         cells = [Text(f"{row[text]:.3f}", "bold" if row[text] == best[text] else "") for text in texts]
         table.add_row(Text(who, "bold" if who == BRAID.name else ""), *cells)
+    table.add_section()
+    for over, gained in gains(figures).items():
+        cells = [Text(f"{gained[text]:+.1%}", "green" if gained[text] > 0 else "red") for text in texts]
+        table.add_row(f"the braid's gain over the {over}", *cells)
     return table
 
 
-def gain_over_best_shard(
-    figures: Mapping[str, Mapping[str, float]], shards: Sequence[str], text: str
-) -> float:
-    """By what fraction the braid needs fewer bits for a text than the better one of the shards alone."""
-    return 1.0 - figures[BRAID.name][text] / min(figures[shard][text] for shard in shards)
+def gains(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """``[over][text]``: by what fraction the braid needs fewer bits for a text than the best of the models alone, and
+    than the plain average of their probabilities."""
+    alone = [row for who, row in figures.items() if who not in (BRAID.name, UNIFORM.name)]
+    texts = list(figures[BRAID.name])
+    others = {
+        BEST: {text: min(row[text] for row in alone) for text in texts},
+        UNIFORM.name: figures[UNIFORM.name],
+    }
+    return {
+        over: {text: 1.0 - figures[BRAID.name][text] / row[text] for text in texts}
+        for over, row in others.items()
+    }
 
 
 def share_table(weights: Mapping[str, float]) -> Table:

@@ -10,8 +10,10 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from braid_orchestrator.serving.probing import wait_healthy
 from braid_rpc.errors import BraidError
@@ -26,11 +28,16 @@ _STEADY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """What to run, and the gRPC target on which it will answer."""
+    """What to run, and the gRPC target on which it will answer.
+
+    ``log`` takes what it says, and ``environment`` is in place of this process's; None: as here.
+    """
 
     name: str
     command: tuple[str, ...]
     target: str
+    log: Path | None = None
+    environment: Mapping[str, str] | None = None
 
 
 class _Child:
@@ -42,7 +49,15 @@ class _Child:
 
     def start(self) -> None:
         # A session of its own: Ctrl-C reaches this process only, which ends the children in order.
-        self.process = subprocess.Popen(self.spec.command, stdin=subprocess.PIPE, start_new_session=True)
+        with nullcontext() if self.spec.log is None else self.spec.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.spec.command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self.spec.environment,
+                start_new_session=True,
+            )
         self.started_s = time.monotonic()
 
     def close_pipe(self) -> None:
@@ -89,8 +104,9 @@ class Supervisor:
         for child in self._children:
             code = child.process.poll()
             if code is not None:
+                reason = "see above why" if child.spec.log is None else f"{child.spec.log} says why"
                 raise BraidError(
-                    f"{child.spec.name} ended with exit code {code} before it was ready; see above why"
+                    f"{child.spec.name} ended with exit code {code} before it was ready; {reason}"
                 )
 
     def stop(self, grace_s: float = 10.0) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from braid_fusion.stack import FusionStack
+from braid_fusion.training import Progress
 from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.trainer import never
 from braid_orchestrator.assembly import resolve_plan
@@ -48,6 +49,7 @@ def do_job(
     *,
     on_reading: OnReading | None = None,
     on_left_out: OnLeftOut = lambda line: None,
+    on_progress: Callable[[Progress], None] | None = None,
     progress_bar: bool | None = None,
     stop_wanted: Callable[[], bool] = never,
 ) -> Outcome:
@@ -81,6 +83,7 @@ def do_job(
             resume=job.resume,
             tensorboard=job.tensorboard,
             peers=peers,
+            on_progress=on_progress,
             progress_bar=progress_bar,
             stop_wanted=stop_wanted,
         )

@@ -16,7 +16,7 @@ from braid_orchestrator.training.data.corpus import TokenCorpus
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingBatch:
-    """Whole sequences of the anchor's ids without padding, as `run_whole` takes them.
+    """Whole sequences of the anchor's ids without padding, as `run_pass` takes them.
 
     ``token_ids_T``: int64, sequences of ``lengths`` one after the other. ``loss_rows_R``: int64, ascending, the rows
     whose next token counts for the loss; ``targets_R``: int64, those tokens. The next token of a sequence's last row

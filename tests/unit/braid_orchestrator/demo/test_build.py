@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from training_shards import served_here
 
 from braid_fusion.weights import read_card
 from braid_orchestrator import BraidedLLM
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
-from braid_orchestrator.demo import build
+from braid_orchestrator.demo import build, fuse
 from braid_orchestrator.demo.build import DemoBuild, build_demo
 from braid_orchestrator.demo.corpus import read_corpus
 from braid_orchestrator.demo.pretrain import PretrainJob
@@ -24,7 +25,7 @@ from braid_orchestrator.demo.specialists import train_specialists
 from braid_orchestrator.demo.table import (
     bits_per_byte_table,
     coloured_tokens,
-    gain_over_best_shard,
+    gains,
     share_table,
 )
 from braid_rpc.errors import BraidError, ConfigError, ConflictError
@@ -64,7 +65,8 @@ def corpus_read_once() -> Iterator[None]:
 
 @pytest.fixture
 def compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what is built anew, not of what comes out."""
+    """For tests of what is built anew, not of what comes out: no processes and no measurements."""
+    monkeypatch.setattr(fuse, "shard_services", served_here)
     monkeypatch.setattr(build, "compare_on_held_out", lambda *_: {"braid": {"mix": 1.0}})
 
 
@@ -203,16 +205,25 @@ def test_a_failing_specialist_is_an_error_with_its_reason(tmp_path: Path) -> Non
 
 def test_the_tables_show_what_they_are_given() -> None:
     figures = {
+        "braid": {"code": 1.625, "mix": 2.0},
         "code": {"code": 1.5, "mix": 2.5},
         "prose": {"code": 3.0, "mix": 2.75},
-        "braid": {"code": 1.625, "mix": 2.0},
+        "uniform mix": {"code": 2.0, "mix": 2.25},
     }
     console = Console(file=io.StringIO(), width=100)
     console.print(bits_per_byte_table(figures))
     console.print(share_table({"code": 0.25, "prose": 0.75}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(part in shown for part in ("1.500", "2.750", "braid", "25.0%", "75.0%"))
-    assert gain_over_best_shard(figures, ["code", "prose"], "mix") == pytest.approx(0.2)
+    assert gains(figures)["best model alone"] == pytest.approx({"code": -1 / 12, "mix": 0.2})
+    assert gains(figures)["uniform mix"] == pytest.approx({"code": 0.1875, "mix": 1 / 9})
+    lines = shown.splitlines()
+    at = [
+        next(i for i, line in enumerate(lines) if start in line)
+        for start in ("│ code", "│ prose", "│ uniform mix", "│ braid", "gain over the best model alone")
+    ]
+    assert at == sorted(at), "the models first, whatever order figures come in"
+    assert "-8.3%" in lines[at[-1]] and "+20.0%" in lines[at[-1]]
     text = coloured_tokens(
         [("def", {"code": 0.9, "prose": 0.1}), (" word", {"code": 0.4, "prose": 0.6}), ("!", {})]
     )

@@ -1,80 +1,85 @@
-"""Training a braid's fusion modules: threads share the work and change nothing, and the shards stay as they are."""
+"""Training a notebook's braid is what `braid train` does: the same weights, and models that stay as they are."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
-from models import tiny_backend
+from braids import two_backends
 
+from braid_fusion.errors import TrainingConfigError
 from braid_fusion.stack import FusionStack
-from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
-from braid_orchestrator.inprocess.fusion_training import braid_loss, fusion_training_config, train_fusion
-from braid_orchestrator.inprocess.parallel_loss import loss_in_threads
+from braid_orchestrator import BraidedLLM, ModelWrapper, train_fusion_layers
+from braid_orchestrator.training.data import DocumentEncoder, load_texts
+from braid_orchestrator.training.local import LocalTrainingShard
+from braid_orchestrator.training.run import RunOptions, train_braid
+from braid_rpc.errors import ContextLengthError, InvalidRequestError
 from braid_services.shard.backend import ShardBackend
+
+TEXTS = ["the thing in the other inner theatre is thin there " * 4, "and then the theme; ", "im Theater " * 6]
 
 
 @pytest.fixture(scope="module")
 def backends() -> list[ShardBackend]:
-    return [tiny_backend("left", 1), tiny_backend("right", 2, width=48)]
+    return two_backends()
 
 
-def new_stack(backends: list[ShardBackend]) -> FusionStack:
-    config = BraidConfig(
-        name="t",
-        anchor="left",
-        shards=tuple(backend.config for backend in backends),
-        points=(PointConfig(1), PointConfig(2)),
-        readout=ReadoutConfig("gate"),
+def braid_of(backends: list[ShardBackend], **options: object) -> BraidedLLM:
+    models = [ModelWrapper.from_backend(backend) for backend in backends]
+    return BraidedLLM(models, "mlp", [1, 2], **{"readout": "gate", **options})  # type: ignore[arg-type]
+
+
+def test_it_gives_the_weights_that_training_against_services_gives(backends, tmp_path: Path) -> None:
+    braided = braid_of(backends)
+    untrained = [parameter.clone() for parameter in braided.parameters()]
+    record = train_fusion_layers(braided, TEXTS, num_steps=5, window=16, batch_size=3, seed=2)
+    assert not any(torch.equal(*pair) for pair in zip(untrained, braided.parameters(), strict=True))
+
+    for index, text in enumerate(TEXTS):
+        (tmp_path / f"{index}.txt").write_text(text)
+    shards = [LocalTrainingShard(backend) for backend in backends]
+    stack = FusionStack(braided.plan)
+    encoder = DocumentEncoder(shards[0].tokenizer_json(), shards[0].card.eos_token_ids)
+    outcome = train_braid(
+        shards,
+        stack,
+        load_texts([str(tmp_path / f"{index}.txt") for index in range(3)], encoder, window=16),
+        RunOptions(steps=5, window=16, batch_size=3, seed=2),
+        tmp_path / "run",
+        version="v1",
+        progress_bar=False,
     )
-    return FusionStack(resolve_plan(config, [backend.card for backend in backends]))
+    for shard in shards:
+        shard.shutdown()
+    assert outcome.record.final_loss == record.final_loss
+    assert all(torch.equal(*pair) for pair in zip(stack.parameters(), braided.parameters(), strict=True))
 
 
-def windows(seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 260, (4, 17), generator=torch.Generator().manual_seed(seed))
-
-
-def test_threads_give_the_same_loss_and_gradients(backends: list[ShardBackend]) -> None:
-    gradients, losses = [], []
-    for threads in (1, 2):
-        stack = new_stack(backends)
-        with torch.no_grad():
-            for index, parameter in enumerate(stack.parameters()):
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-                parameter.add_(0.1 * noise)
-        if threads == 1:
-            loss = braid_loss(backends, stack, windows())["loss"]
-        else:
-            with ThreadPoolExecutor(2) as pool:
-                loss = loss_in_threads(
-                    pool,
-                    lambda part, stack=stack: braid_loss(backends, stack, part),
-                    windows().chunk(2),
-                    list(stack.parameters()),
-                )["loss"]
-        (2.0 * loss).backward()
-        losses.append(loss.detach())
-        gradients.append([parameter.grad for parameter in stack.parameters()])
-    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
-    for one, two in zip(*gradients, strict=True):
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
-
-
-def test_an_error_in_a_thread_is_raised() -> None:
-    def fail(part: torch.Tensor) -> dict[str, torch.Tensor]:
-        raise ValueError("no such part")
-
-    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="no such part"):
-        loss_in_threads(pool, fail, windows().chunk(2), [])
-
-
-def test_training_changes_the_stack_and_no_shard(backends: list[ShardBackend]) -> None:
-    stack = new_stack(backends)
+def test_no_model_changes(backends) -> None:
     before = [p.clone() for backend in backends for p in backend.model.parameters()]
-    untrained = [p.clone() for p in stack.parameters()]
-    train_fusion(backends, stack, iter([windows()] * 8), fusion_training_config(8), threads=2)
+    train_fusion_layers(braid_of(backends), TEXTS, num_steps=3, window=16)
     after = [p for backend in backends for p in backend.model.parameters()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    assert not any(torch.equal(old, new) for old, new in zip(untrained, stack.parameters(), strict=True))
+
+
+def test_texts_shorter_than_a_window_are_one(backends) -> None:
+    assert train_fusion_layers(braid_of(backends), ["the thing"], num_steps=2, window=100).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [([], "texts: got none"), ([""], "texts: got no text"), ("the thing", "texts: got a single text")],
+)
+def test_too_little_text_is_told(backends, texts, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        train_fusion_layers(braid_of(backends), texts)
+
+
+def test_nothing_to_train_and_windows_that_are_too_long_are_told(backends) -> None:
+    nothing = braid_of(backends[:1], readout="anchor")
+    nothing.stack.requires_grad_(False)
+    with pytest.raises(TrainingConfigError, match="no trainable parameter"):
+        train_fusion_layers(nothing, TEXTS)
+    with pytest.raises(ContextLengthError, match="window: got 300 tokens, expected at most 256"):
+        train_fusion_layers(braid_of(backends), [TEXTS[0] * 5], window=300)

@@ -11,7 +11,6 @@ from tokenizations import KINDS, TEXT, tokenizer_json
 from tokenizers import Tokenizer
 
 from braid_orchestrator.engine.text import TextCodec
-from braid_orchestrator.inprocess.fusion_training import encode_texts
 from braid_orchestrator.training.data import (
     Document,
     DocumentEncoder,
@@ -39,13 +38,15 @@ def examples(*pairs: tuple[str, str]) -> MemorySource:
     return MemorySource("examples.jsonl", documents)
 
 
-def test_texts_become_what_training_in_process_makes_of_them() -> None:
+def test_texts_stand_one_after_the_other_each_with_its_end() -> None:
     texts = ["The quick brown fox.", "über\n", "x"]
     backend = tiny_backend("code", 1)
     corpus = encoded(
         texts_given(*texts), DocumentEncoder(backend.tokenizer_json(), backend.card.eos_token_ids)
     )
-    assert corpus.token_ids_N.tolist() == encode_texts(backend, texts).tolist()
+    end = backend.card.eos_token_ids[0]
+    expected = [token_id for text in texts for token_id in (*backend.tokenize(text)[0], end)]
+    assert corpus.token_ids_N.tolist() == expected
     assert corpus.num_documents == 3 and corpus.uncounted.tolist() == [0, 0, 0] and not corpus.has_prompts
 
 
