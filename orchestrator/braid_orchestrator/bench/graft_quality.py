@@ -7,10 +7,8 @@ validation text, for each way of adding parameters by itself; what is reported i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import fmean, stdev
 from typing import Any
 
@@ -26,10 +24,10 @@ from braid_orchestrator.bench.graft_runs import (
     RunResult,
     RunSpec,
 )
-from braid_orchestrator.bench.machine import describe_machine, usable_cores
+from braid_orchestrator.bench.machine import describe_machine
 from braid_orchestrator.bench.report import Cell, Report, Table, Target
+from braid_orchestrator.bench.run_pool import RunPool
 from braid_orchestrator.bench.step import Progress
-from braid_orchestrator.bench.workers import Crew
 
 LABELS = {GRAFT: "grafted", LORA: "LoRA", MLP: "MLP adapter"}
 ABLATED = "full"
@@ -81,6 +79,7 @@ class Contest:
 
 
 Key = tuple[str, str, str]  # model, preset, method
+Pool = RunPool[RunSpec, RunResult]
 
 
 def run_graft_quality(
@@ -92,7 +91,8 @@ def run_graft_quality(
 
     Raises: BraidError if one fails.
     """
-    with _Pool(progress, FinishedRuns(finished_runs)) as pool:
+    finished = FinishedRuns(finished_runs, RunSpec, RunResult)
+    with RunPool(Runner, _describe, progress, finished) as pool:
         bare = dict(
             zip(options.models, pool.run([_spec(options, model) for model in options.models]), strict=True)
         )
@@ -132,47 +132,6 @@ def run_graft_quality(
     )
 
 
-class _Pool:
-    """Runs as many trainings at a time as there are cores."""
-
-    def __init__(self, progress: Progress, finished: FinishedRuns) -> None:
-        self._progress = progress
-        self._finished = finished
-        self._done = self._total = 0
-        self._crew = Crew()
-        self._idle: SimpleQueue[Any] = SimpleQueue()
-
-    def __enter__(self) -> _Pool:
-        self._crew.__enter__()
-        workers = [self._crew.hire(f"run {index}", Runner) for index in range(usable_cores())]
-        self._crew.wait_ready(workers, lambda worker: self._idle.put(worker))
-        self._threads = ThreadPoolExecutor(len(workers))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._crew.__exit__(*exception)
-
-    def run(self, specs: Iterable[RunSpec]) -> list[RunResult]:
-        """In the order of the specs."""
-        specs = list(specs)
-        self._total += len(specs)
-        return list(self._threads.map(self._run_one, specs))
-
-    def _run_one(self, spec: RunSpec) -> RunResult:
-        result = self._finished.find(spec)
-        if result is None:
-            worker = self._idle.get()
-            try:
-                result = worker.call("run", spec)
-            finally:
-                self._idle.put(worker)
-            self._finished.note(spec, result)
-        self._done += 1
-        self._progress(_describe(spec), self._done, self._total)
-        return result
-
-
 def _describe(spec: RunSpec) -> str:
     added = "bare" if spec.method is None else f"{LABELS[spec.method]} {spec.preset}"
     without = f" without {spec.without}" if spec.without else ""
@@ -191,7 +150,7 @@ def _spec(options: QualityOptions, model: str, **changes: Any) -> RunSpec:
     )
 
 
-def _contests(options: QualityOptions, pool: _Pool) -> dict[Key, Contest]:
+def _contests(options: QualityOptions, pool: Pool) -> dict[Key, Contest]:
     keys: list[Key] = [
         (model, preset, method)
         for model in options.models
@@ -217,7 +176,7 @@ def _contests(options: QualityOptions, pool: _Pool) -> dict[Key, Contest]:
 
 
 def _by_key(
-    keys: Sequence[Any], pool: _Pool, specs_of: Callable[[Any], list[RunSpec]]
+    keys: Sequence[Any], pool: Pool, specs_of: Callable[[Any], list[RunSpec]]
 ) -> dict[Any, list[RunResult]]:
     specs = {key: specs_of(key) for key in keys}
     results = iter(pool.run(spec for key in keys for spec in specs[key]))
@@ -225,7 +184,7 @@ def _by_key(
 
 
 def _ablations(
-    options: QualityOptions, contests: Mapping[Key, Contest], pool: _Pool
+    options: QualityOptions, contests: Mapping[Key, Contest], pool: Pool
 ) -> dict[str, dict[str, list[RunResult]]]:
     components = [name for name in COMPONENTS if name in getattr(FusionConfig, ABLATED)().enabled_components]
     keys = [(model, name) for model in options.models for name in components]

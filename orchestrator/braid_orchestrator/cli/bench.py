@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from braid_orchestrator.cli import bench_worth
 from braid_orchestrator.cli.bench_graft import graft, graft_quality
 from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
 from braid_orchestrator.cli.console import err
@@ -208,6 +209,7 @@ def train(
 
 app.command()(graft)
 app.command()(graft_quality)
+app.add_typer(bench_worth.app, name="worth")
 
 
 @app.command()

@@ -106,8 +106,8 @@ def held_out_texts(corpus: Corpus, recipe: DemoRecipe) -> dict[str, list[str]]:
     code, prose = corpus.texts("held_out", "code"), corpus.texts("held_out", "prose")
     num_chars = recipe.evaluation_chars
     return {
-        "code": _even_sample(code, num_chars),
-        "prose": _even_sample(prose, num_chars),
+        "code": even_sample(code, num_chars),
+        "prose": even_sample(prose, num_chars),
         "mix": mixed_texts(code, prose, num_chars=num_chars, seed=HELD_OUT_SEED),
     }
 
@@ -141,7 +141,7 @@ def compare_on_held_out(
     return figures
 
 
-def _even_sample(texts: Sequence[str], num_chars: int) -> list[str]:
+def even_sample(texts: Sequence[str], num_chars: int) -> list[str]:
     """The beginning of every text, all of about the same length, together ``num_chars`` if there is as much."""
     sample: list[str] = []
     left = num_chars

@@ -16,9 +16,9 @@ RESULT = RunResult(2.0, 2.5, 17, 0.5)
 
 
 def test_a_result_is_found_again_for_an_equal_run_only(tmp_path: Path) -> None:
-    runs = FinishedRuns(tmp_path / "runs.jsonl")
+    runs = FinishedRuns(tmp_path / "runs.jsonl", RunSpec, RunResult)
     runs.note(SPEC, RESULT)
-    again = FinishedRuns(tmp_path / "runs.jsonl")
+    again = FinishedRuns(tmp_path / "runs.jsonl", RunSpec, RunResult)
     for found in (runs, again):
         assert found.find(SPEC) == RESULT
         for change in ({"seed": 2}, {"without": "prime"}, {"num_steps": 3}, {"model": "other"}):
@@ -26,21 +26,21 @@ def test_a_result_is_found_again_for_an_equal_run_only(tmp_path: Path) -> None:
 
 
 def test_without_a_file_nothing_is_kept() -> None:
-    runs = FinishedRuns(None)
+    runs = FinishedRuns(None, RunSpec, RunResult)
     runs.note(SPEC, RESULT)
     assert runs.find(SPEC) is None
 
 
 def test_a_line_that_was_cut_off_at_the_end_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    FinishedRuns(path).note(SPEC, RESULT)
+    FinishedRuns(path, RunSpec, RunResult).note(SPEC, RESULT)
     whole = path.read_text()
     path.write_text(whole + whole[:40])
-    assert FinishedRuns(path).find(SPEC) == RESULT
+    assert FinishedRuns(path, RunSpec, RunResult).find(SPEC) == RESULT
 
 
 def test_anything_else_is_refused_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     path.write_text('{"spec": 1}\n')
     with pytest.raises(InvalidRequestError, match=r"runs\.jsonl, line 1"):
-        FinishedRuns(path)
+        FinishedRuns(path, RunSpec, RunResult)
