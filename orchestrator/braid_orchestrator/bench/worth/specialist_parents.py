@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from braid_fusion.training import Progress
-from braid_orchestrator.demo.corpus import Corpus, Kind
+from braid_orchestrator.demo.corpus import Kind
 from braid_orchestrator.demo.pretrain import make_model, pretrain
 from braid_orchestrator.demo.recipe import SpecialistRecipe, TokenizerRecipe
 from braid_orchestrator.demo.tokenizer import encode_documents, save_tokenizer, train_tokenizer
@@ -63,12 +63,10 @@ class ParentRecipe:
         )
 
 
-def train_parent_tokenizer(corpus: Corpus, recipe: ParentRecipe, folder: Path) -> Tokenizer:
-    """Train the tokenizer on what the specialists read, and save it."""
+def train_parent_tokenizer(texts: Sequence[Sequence[str]], recipe: ParentRecipe, folder: Path) -> Tokenizer:
+    """Train the tokenizer on what the specialists read, texts by kind, and save it."""
     trained = train_tokenizer(
-        TokenizerRecipe("shared", "bpe", recipe.vocab_size),
-        [corpus.texts("specialist", kind) for kind in KINDS],
-        recipe.tokenizer_chars,
+        TokenizerRecipe("shared", "bpe", recipe.vocab_size), texts, recipe.tokenizer_chars
     )
     save_tokenizer(trained, folder / "tokenizer", recipe.context_length)
     return trained

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -38,11 +38,12 @@ from braid_orchestrator.bench.worth.specialist_parents import (
     train_parent,
     train_parent_tokenizer,
 )
-from braid_orchestrator.bench.worth.specialist_texts import TextRecipe, specialist_texts
+from braid_orchestrator.bench.worth.specialist_texts import TextRecipe, specialist_texts, texts_of_specialist
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
+from braid_orchestrator.demo.recipe import digest
 from braid_orchestrator.demo.tokenizer import encode_documents
 from braid_orchestrator.evaluation import EncodedText, Scorer, bits_per_byte, encode_windows, target_logprobs
-from braid_services.shard.backend import ShardBackend
+from braid_rpc.errors import NotFoundError
 
 UNIFORM, POSTERIOR, SOUP, ORACLE = (
     "uniform mix",
@@ -104,7 +105,7 @@ class SpecialistRunner:
     def run(self, spec: SpecialistSpec) -> SpecialistResult:
         """Train, evaluate. Raises: BraidError, TrainingError, ValueError for texts that are too short."""
         started = time.perf_counter()
-        folder = self._work / f"seed-{spec.seed}"
+        folder = self._work / models_folder(spec)
         recipe = spec.recipe
         corpus = _corpus(recipe.corpus_share)
         if spec.who in (START, *KINDS):
@@ -130,14 +131,25 @@ class SpecialistRunner:
     ) -> tuple[dict[str, Figures], int, dict[str, Any]]:
         parents = spec.recipe.parents
         folder.mkdir(parents=True, exist_ok=True)
+        texts = {
+            kind: texts_of_specialist(corpus, kind, spec.recipe.texts)
+            for kind in KINDS
+            if spec.who in (START, kind)
+        }
         if spec.who == START:
-            tokenizer = train_parent_tokenizer(corpus, parents, folder)
+            tokenizer = train_parent_tokenizer(list(texts.values()), parents, folder)
         else:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-        reads = KINDS if spec.who == START else (spec.who,)
-        texts = [text for kind in reads for text in corpus.texts("specialist", kind)]  # type: ignore[arg-type]
-        record = train_parent(spec.who, parents, tokenizer, texts, folder)
+        read = [text for of_kind in texts.values() for text in of_kind]
+        record = train_parent(spec.who, parents, tokenizer, read, folder)
         return {}, record["num_parameters"], {"final_loss": record["final_loss"]}
+
+
+def models_folder(spec: SpecialistSpec) -> str:
+    """The name of the folder of a run's specialists: another recipe or corpus has others."""
+    recipe = spec.recipe
+    made_by = [asdict(recipe.parents), recipe.texts.kept_percent, recipe.corpus_share, spec.corpus]
+    return f"seed-{spec.seed}-{digest(made_by)}"
 
 
 @lru_cache(maxsize=1)
@@ -149,7 +161,13 @@ class _Texts:
     """A seed's texts in tokens: what trains, and windows to measure on."""
 
     def __init__(self, folder: Path, recipe: SpecialistRecipe, seed: int, corpus: Corpus) -> None:
-        reader: ShardBackend = load_backend(folder, KINDS[0])
+        for kind in KINDS:
+            if not (folder / kind / "config.json").is_file():
+                raise NotFoundError(
+                    f"{folder / kind}: got no model, expected the one that a finished run has left there; "
+                    "remove the file of finished runs to train it again"
+                )
+        reader = load_backend(folder, KINDS[0])
         texts = specialist_texts(corpus, recipe.texts)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
         self.tokens = torch.tensor(encode_documents(tokenizer, texts.train))
