@@ -114,3 +114,22 @@ def test_train_takes_the_same_steps_over_grpc_as_in_process() -> None:
     assert [one["num_layers"] for one in value["raw"]["memory"]] == [6, 12]
     for one in value["raw"]["memory"]:
         assert all(0 < kept <= value["settings"]["training_bytes"] for kept in one["kept_bytes"])
+
+
+def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    picture = tmp_path / "plots" / "specialists.png"
+    arguments = ("worth", "specialists", "--work", str(tmp_path / "work"), "--plot", str(picture))
+    value = run(*arguments)
+    runs = value["raw"]["runs"]["0"]
+    rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
+    assert len(rows) == 14
+    assert all(
+        0 < rows["per-token oracle (bound)"][side][text] <= figures[side][text] * 1.2 < 20
+        for figures in rows.values()
+        for side in ("validation", "test")
+        for text in ("mix", "code", "prose")
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = run(*arguments)
+    assert again["raw"]["runs"] == value["raw"]["runs"]
+    assert again["raw"]["wall_s"] < value["raw"]["wall_s"]

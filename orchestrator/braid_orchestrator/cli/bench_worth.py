@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ SeedOption = Annotated[
     typer.Option(help="Seeds of starts and orders; may be given again. Without it, 0, 1 and 2."),
 ]
 PlotOption = Annotated[Path | None, typer.Option(dir_okay=False, help="Where to put a picture (PNG).")]
+
+
+class Mix(StrEnum):
+    """What text is mixed from code and prose."""
+
+    MODULES = "modules"
+    PARTS = "parts"
 
 
 @app.callback()
@@ -38,6 +46,13 @@ def specialists(
             file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
         ),
     ] = Path(".braid/worth/specialists"),
+    mix: Annotated[
+        Mix,
+        typer.Option(
+            help="The mixed text: whole `modules` with their comments and docstrings, or alternating `parts` of "
+            "different files."
+        ),
+    ] = Mix.MODULES,
     plot: PlotOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
@@ -55,9 +70,12 @@ def specialists(
     meaning.
     """
     from braid_orchestrator.bench.worth.specialist_plot import plot_specialists
+    from braid_orchestrator.bench.worth.specialist_runs import SpecialistRecipe
+    from braid_orchestrator.bench.worth.specialist_texts import TextRecipe
     from braid_orchestrator.bench.worth.specialists import SpecialistOptions, run_specialists
 
-    options = SpecialistOptions()
+    recipe = SpecialistRecipe(texts=TextRecipe(mix=mix.value))
+    options = SpecialistOptions(recipe=recipe)
     if seed:
         options = replace(options, seeds=tuple(dict.fromkeys(seed)))
     if quick:

@@ -161,6 +161,29 @@ def read_corpus(stdlib: Path | None = None, *, share: float = 1.0) -> Corpus:
     return Corpus(**kept)
 
 
+def read_modules(corpus: Corpus, stdlib: Path | None = None) -> dict[Split, tuple[Document, ...]]:
+    """The modules that a corpus's code was taken from, as they stand: code and prose as their authors mixed them.
+
+    They are in the corpus's splits, and lose passages that earlier splits have, as its documents do.
+
+    Args:
+        stdlib: the folder that the corpus was read from.
+    """
+    folder = stdlib if stdlib is not None else Path(sysconfig.get_path("stdlib"))
+    seen: set[bytes] = set()
+    modules: dict[Split, tuple[Document, ...]] = {}
+    for split in SPLIT_PERCENT:
+        sources = [document.source for document in getattr(corpus, split) if document.kind == "code"]
+        documents = [Document(source, "code", _read_module(folder / source)) for source in sources]
+        modules[split] = tuple(_without_seen(documents, seen))
+    return modules
+
+
+def _read_module(path: Path) -> str:
+    with tokenize.open(path) as file:
+        return file.read(MAX_FILE_CHARS)
+
+
 def _files(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     """Files of that ending, named from the folder on. Excluded folders, which may be huge, are not entered."""
     for where, folders, names in os.walk(folder):
@@ -184,8 +207,7 @@ def _module_documents(folder: Path, share: float) -> Iterator[Document]:
         if not _is_in_share(source, share):
             continue
         try:
-            with tokenize.open(path) as file:
-                code, prose = separate_code_and_prose(file.read(MAX_FILE_CHARS))
+            code, prose = separate_code_and_prose(_read_module(path))
         except (OSError, SyntaxError, ValueError):
             continue  # templates, broken on purpose or unreadable: not text to learn from
         yield Document(source, "code", code)

@@ -50,8 +50,8 @@ class TrainingRecipe:
     """``learning_rate`` is of fusion modules and readouts, ``lora_learning_rate`` of LoRA; both were chosen on
     validation text of one seed."""
 
-    num_steps: int = 400
-    learning_rate: float = 3e-3
+    num_steps: int = 600
+    learning_rate: float = 5e-3
     lora_learning_rate: float = 1e-2
     weight_decay: float = 0.01
     window: int = 256

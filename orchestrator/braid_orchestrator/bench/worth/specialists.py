@@ -30,7 +30,7 @@ from braid_orchestrator.bench.worth.specialist_runs import (
     SpecialistRunner,
     SpecialistSpec,
 )
-from braid_orchestrator.bench.worth.specialist_texts import MIX, TextRecipe
+from braid_orchestrator.bench.worth.specialist_texts import MIX
 from braid_orchestrator.demo.corpus import read_corpus
 
 BENCHMARK = "worth-specialists"
@@ -57,7 +57,13 @@ class SpecialistOptions:
                 own_steps=20,
                 step_tokens=512,
             ),
-            TextRecipe(mixed_chars=30_000, pure_chars=5_000, held_out_chars=4_000),
+            replace(
+                self.recipe.texts,
+                mixed_chars=30_000,
+                pure_chars=5_000,
+                validation_chars=3_000,
+                test_chars=4_000,
+            ),
             TrainingRecipe(num_steps=6, window=64, windows_per_step=4, num_evaluations=2),
             BraidRecipe(fusion_width=16, gate_hidden=16),
             window=128,
@@ -139,6 +145,7 @@ def _settings(options: SpecialistOptions) -> dict[str, Any]:
     parents, training, braid = recipe.parents, recipe.training, recipe.braid
     return {
         "seeds": ", ".join(map(str, options.seeds)),
+        "mix": recipe.texts.mix,
         "specialists": f"{parents.num_layers} layers of width {parents.width}",
         "common_start": f"{parents.start_steps} steps",
         "own_training": f"{parents.own_steps} steps of {parents.step_tokens} tokens",

@@ -16,6 +16,7 @@ from braid_orchestrator.demo.corpus import (
     Document,
     mixed_texts,
     read_corpus,
+    read_modules,
     separate_code_and_prose,
     split_of,
 )
@@ -152,3 +153,18 @@ def test_mixed_texts_alternate_and_repeat_with_the_seed() -> None:
 def test_a_mix_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="0 of prose"):
         mixed_texts(["code"], [], num_chars=10, seed=0)
+
+
+def test_modules_come_as_they_stand_in_the_splits_of_their_code(tmp_path: Path) -> None:
+    shared = "# A passage of some length that stands in every module, such as a licence would.\n\n"
+    for number in range(60):
+        own = f'def name_{number}(self):\n    """Give number {number}."""\n    return {number}\n' * 5
+        (tmp_path / f"module_{number}.py").write_text(shared + own, encoding="utf-8")
+    corpus = read_corpus(tmp_path)
+    modules = read_modules(corpus, tmp_path)
+    for split in SPLIT_PERCENT:
+        assert [one.source for one in modules[split]] == [
+            one.source for one in getattr(corpus, split) if one.kind == "code"
+        ]
+        assert modules[split] and all('"""Give number' in one.text for one in modules[split])
+        assert all(shared.strip() in one.text for one in modules[split]) == (split == "specialist")

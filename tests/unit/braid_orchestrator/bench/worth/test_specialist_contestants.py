@@ -1,0 +1,113 @@
+"""Contestants are what their names say: as large as each other, cut where they should be, parents unharmed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from braid_orchestrator.bench.worth.specialist_contestants import (
+    BRAID,
+    LORA,
+    NO_CROSS,
+    STACKS,
+    TRAINED,
+    WIDE_GATE,
+    BraidRecipe,
+    Contest,
+    TrainingRecipe,
+    load_model,
+    model_scorer,
+    soup,
+)
+from braid_orchestrator.bench.worth.specialist_parents import (
+    START,
+    ParentRecipe,
+    train_parent,
+    train_parent_tokenizer,
+)
+from braid_orchestrator.demo.tokenizer import encode_documents
+from braid_orchestrator.evaluation import Scorer
+
+PARENTS = ParentRecipe(
+    vocab_size=300, tokenizer_chars=5_000, width=16, mlp_width=32, start_steps=2, own_steps=3, step_tokens=256
+)
+CODE = [f"def name_{n}(self):\n    return self.value + {n}\n" for n in range(200)]
+PROSE = [f"The value number {n} is what the method gives.\n" for n in range(200)]
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
+    folder = tmp_path_factory.mktemp("specialists")
+    tokenizer = train_parent_tokenizer([CODE, PROSE], PARENTS, folder)
+    for name, texts in ((START, CODE + PROSE), ("code", CODE), ("prose", PROSE)):
+        train_parent(name, PARENTS, tokenizer, texts, folder)
+    return Contest(
+        folder=folder,
+        parents=PARENTS,
+        training=TrainingRecipe(num_steps=2, window=32, windows_per_step=2, num_evaluations=1),
+        braid=BraidRecipe(fusion_width=8, gate_hidden=4),
+        tokens=torch.tensor(encode_documents(tokenizer, CODE + PROSE)),
+        best="prose",
+        seed=0,
+    )
+
+
+def bits(scorer: Scorer, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return scorer(tokens[:64], [32, 32], tokens[1:65])
+
+
+def test_specialists_of_one_start_learned_different_things(contest: Contest) -> None:
+    start, code, prose = (load_model(contest.folder, name).state_dict() for name in (START, "code", "prose"))
+    changed = [key for key in start if not torch.equal(start[key], code[key])]
+    assert changed and any(not torch.equal(code[key], prose[key]) for key in changed)
+
+
+def test_the_soup_is_the_mean_of_the_weights(contest: Contest) -> None:
+    code, prose = (load_model(contest.folder, name).state_dict() for name in ("code", "prose"))
+    for key, value in soup(contest.folder).state_dict().items():
+        torch.testing.assert_close(value, (code[key] + prose[key]) / 2)
+
+
+def test_all_that_could_be_as_large_as_the_braid_are(contest: Contest) -> None:
+    sizes = {
+        who: contest.train(who, lambda scorer: {"loss": 1.0}).num_parameters
+        for who in (BRAID, NO_CROSS, WIDE_GATE, LORA)
+    }
+    assert sizes[BRAID] == sizes[NO_CROSS] == contest.braid_size()
+    assert all(0.7 < size / sizes[BRAID] < 1.4 for size in sizes.values()), sizes
+
+
+@pytest.mark.parametrize("who", TRAINED)
+def test_everybody_is_trained_and_scores(contest: Contest, who: str) -> None:
+    before = {path: path.read_bytes() for path in contest.folder.rglob("*.safetensors")}
+    scored: list[Scorer] = []
+
+    def evaluate(scorer: Scorer) -> dict[str, float]:
+        scored.append(scorer)
+        return {"loss": -float(bits(scorer, contest.tokens).mean())}
+
+    trained = contest.train(who, evaluate)
+    assert trained.num_parameters > 0 and trained.record.steps == 2
+    assert scored == [trained.scorer]
+    assert torch.isfinite(bits(trained.scorer, contest.tokens)).all()
+    assert before == {path: path.read_bytes() for path in contest.folder.rglob("*.safetensors")}
+
+
+def test_only_the_control_is_cut(contest: Contest) -> None:
+    cut = [who for who, stack in STACKS.items() if stack.has_points and not stack.cross]
+    assert cut == [NO_CROSS]
+    assert [point.options for point in contest.braid.points(cross=False)] == [{"cross": False}] * 3
+    assert [point.options for point in contest.braid.points(cross=True)] == [{}] * 3
+
+
+def test_an_untrained_pair_with_itself_is_the_model(contest: Contest) -> None:
+    """Both shards say the same, so no gate changes it; training is what the pair is measured for."""
+    still = replace(contest, training=replace(contest.training, num_steps=1, learning_rate=1e-30))
+    pair = still.train("braid of the best single with itself", lambda scorer: {"loss": 1.0})
+    alone = model_scorer(load_model(contest.folder, "prose"))
+    torch.testing.assert_close(
+        bits(pair.scorer, contest.tokens), bits(alone, contest.tokens), rtol=1e-5, atol=1e-5
+    )
