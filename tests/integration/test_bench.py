@@ -122,7 +122,7 @@ def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path:
     value = run(*arguments)
     runs = value["raw"]["runs"]["0"]
     rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
-    assert len(rows) == 14
+    assert len(rows) == 15
     assert all(
         0 < rows["per-token oracle (bound)"][side][text] <= figures[side][text] * 1.2 < 20
         for figures in rows.values()

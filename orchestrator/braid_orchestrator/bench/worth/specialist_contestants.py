@@ -30,6 +30,7 @@ from braid_fusion.training import (
 )
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.adapters import add_lora
+from braid_orchestrator.bench.worth.history_gate import HistoryGate
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, ParentRecipe
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.demo.pretrain import make_model, next_token_loss
@@ -42,7 +43,7 @@ Partner = Literal["specialist", "itself", "random"]
 Evaluate = Callable[[Scorer], Mapping[str, float]]
 
 BRAID, NO_CROSS, LORA = "braid", "no-cross control", "LoRA on the best single"
-GATE, WIDE_GATE = "gate per token", "gate per token, wide"
+GATE, WIDE_GATE, HISTORY_GATE = "gate per token", "gate per token, wide", "gate per token, with history"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ STACKS: dict[str, StackContestant] = {
     NO_CROSS: StackContestant(cross=False),
     BRAID: StackContestant(),
 }
-TRAINED = (*STACKS, LORA)
+TRAINED = (*STACKS, HISTORY_GATE, LORA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,9 @@ class Contest:
 
     def train(self, who: str, evaluate: Evaluate) -> Trained:
         """Train one of `TRAINED`. Raises: BraidError, TrainingError."""
-        return self._lora(evaluate) if who == LORA else self._stack(STACKS[who], evaluate)
+        if who == LORA:
+            return self._lora(evaluate)
+        return self._history_gate(evaluate) if who == HISTORY_GATE else self._stack(STACKS[who], evaluate)
 
     def braid_size(self) -> int:
         """How many parameters the braid trains."""
@@ -181,6 +184,19 @@ class Contest:
         untrained = make_model(recipe, best.card.vocab_size)
         config = ShardConfig(name="random", model="in memory", threads=0, cache_bytes=_CACHE_BYTES)
         return [best, ShardBackend.from_model(untrained.eval(), best.tokenizer, config)]
+
+    def _history_gate(self, evaluate: Evaluate) -> Trained:
+        gate = HistoryGate(self._backends("specialist"), self.braid.gate_hidden, self.seed)
+
+        def loss_of(windows: Tensor) -> Tensor:
+            lengths = [windows.shape[1] - 1] * windows.shape[0]
+            logprobs_T: Tensor = gate(windows[:, :-1].reshape(-1), lengths, windows[:, 1:].reshape(-1))
+            return -logprobs_T.mean()
+
+        config = self.training.config(self.training.learning_rate)
+        trainer = Trainer(gate, loss_of, self._windows(), config, evaluate=lambda: evaluate(gate))
+        record = trainer.run()
+        return Trained(gate, record.num_parameters, record)
 
     def _lora(self, evaluate: Evaluate) -> Trained:
         model = load_model(self.folder, self.best)

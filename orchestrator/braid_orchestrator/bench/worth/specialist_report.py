@@ -7,7 +7,14 @@ from statistics import fmean
 
 from braid_orchestrator.bench.graft_quality import deviation
 from braid_orchestrator.bench.report import Cell, Table, Target
-from braid_orchestrator.bench.worth.specialist_contestants import BRAID, GATE, NO_CROSS, TRAINED, WIDE_GATE
+from braid_orchestrator.bench.worth.specialist_contestants import (
+    BRAID,
+    GATE,
+    HISTORY_GATE,
+    NO_CROSS,
+    TRAINED,
+    WIDE_GATE,
+)
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, START
 from braid_orchestrator.bench.worth.specialist_runs import (
     ORACLE,
@@ -22,8 +29,17 @@ from braid_orchestrator.bench.worth.specialist_runs import (
 from braid_orchestrator.bench.worth.specialist_texts import MIX, TEXTS
 
 Rows = Mapping[str, Figures]  # of one seed
-ROWS = (*KINDS, SOUP, UNIFORM, POSTERIOR, *TRAINED, ORACLE)
-GATES = (GATE, WIDE_GATE)
+ROWS = (
+    *KINDS,
+    SOUP,
+    UNIFORM,
+    POSTERIOR,
+    *(who for who in TRAINED if who not in (NO_CROSS, BRAID)),
+    NO_CROSS,
+    BRAID,
+    ORACLE,
+)
+GATES = (GATE, WIDE_GATE, HISTORY_GATE)
 
 
 def mean_bits(seeds: Sequence[Rows], row: str, text: str) -> float:

@@ -30,7 +30,7 @@ from braid_orchestrator.bench.worth.specialist_runs import (
     SpecialistRunner,
     SpecialistSpec,
 )
-from braid_orchestrator.bench.worth.specialist_texts import MIX
+from braid_orchestrator.bench.worth.specialist_texts import MIX, TextRecipe
 from braid_orchestrator.demo.corpus import read_corpus
 
 BENCHMARK = "worth-specialists"
@@ -94,7 +94,7 @@ def run_specialists(
             results[seed] = _run_seed(pool, options.recipe, seed, fingerprint)
     figures = [_figures(by_run) for by_run in results.values()]
     return Report(
-        benchmark=BENCHMARK,
+        benchmark=BENCHMARK if options.recipe.texts.mix == "modules" else f"{BENCHMARK}-parts",
         settings=_settings(options),
         machine=describe_machine(),
         tables=(contest_table(figures, list(results.values())), cost_table(list(results.values()))),
@@ -120,12 +120,19 @@ def _run_seed(
         texts=replace(recipe.texts, seed=seed),
     )
 
-    def run(whos: Sequence[str], best: str = "") -> dict[str, SpecialistResult]:
+    # Specialists don't depend on what the contestants do: another such recipe finds them trained.
+    for_parents = SpecialistRecipe(
+        recipe.parents, TextRecipe(kept_percent=recipe.texts.kept_percent), corpus_share=recipe.corpus_share
+    )
+
+    def run(
+        whos: Sequence[str], best: str = "", recipe: SpecialistRecipe = recipe
+    ) -> dict[str, SpecialistResult]:
         specs = [SpecialistSpec(who, seed, recipe, fingerprint, best) for who in whos]
         return dict(zip(whos, pool.run(specs), strict=True))
 
-    results = run([START])
-    results |= run(KINDS)
+    results = run([START], recipe=for_parents)
+    results |= run(KINDS, recipe=for_parents)
     results |= run([UNTRAINED])
     validation = {kind: results[UNTRAINED].figures[kind][VALIDATION][MIX] for kind in KINDS}
     return results | run(TRAINED, best=min(KINDS, key=validation.__getitem__))

@@ -158,7 +158,7 @@ def test_a_mix_needs_both_kinds() -> None:
 def test_modules_come_as_they_stand_in_the_splits_of_their_code(tmp_path: Path) -> None:
     shared = "# A passage of some length that stands in every module, such as a licence would.\n\n"
     for number in range(60):
-        own = f'def name_{number}(self):\n    """Give number {number}."""\n    return {number}\n' * 5
+        own = f'def name_{number}(self):\n    """Give number {number}."""\n    return {number}\n' * 9
         (tmp_path / f"module_{number}.py").write_text(shared + own, encoding="utf-8")
     corpus = read_corpus(tmp_path)
     modules = read_modules(corpus, tmp_path)
