@@ -46,7 +46,7 @@ class HistoryGate(nn.Module):
             own.append(log_p_TV.gather(1, targets_T[:, None]))
         own_TS = torch.cat(own, dim=1)
         log_weights_TS: Tensor = self.gate(states, torch.cat(features, dim=1))
-        evidence_TSK = evidence(own_TS.unflatten(0, (len(lengths), -1))).flatten(0, 1)
+        evidence_TSK = evidence(own_TS.view(len(lengths), -1, own_TS.shape[1])).flatten(0, 1)
         log_weights_TS = (log_weights_TS + self.evidence(evidence_TSK).squeeze(-1)).log_softmax(-1)
         return (log_weights_TS + own_TS).logsumexp(-1)
 

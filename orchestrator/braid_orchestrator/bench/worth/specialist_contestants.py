@@ -9,7 +9,7 @@ Letters: B windows, L tokens predicted in each, T = B · L.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,20 +72,23 @@ class TrainingRecipe:
 
 @dataclass(frozen=True, slots=True)
 class BraidRecipe:
-    """The fusion points at ``layers`` of both shards, and the gate's width."""
+    """A fusion point of the strategy ``strategies[i]`` before ``layers[i]`` of both shards, and the gate's width."""
 
     layers: tuple[int, ...] = (1, 2, 3)
-    strategy: str = "mlp"
+    strategies: tuple[str, ...] = ("mlp", "attention", "mlp")
     fusion_width: int = 64
-    options: Mapping[str, Any] = field(default_factory=dict)
     gate_hidden: int = 64
 
     def points(self, cross: bool) -> tuple[PointConfig, ...]:
         """As a configuration has them."""
-        options = dict(self.options) if cross else {**self.options, "cross": False}
         return tuple(
-            PointConfig(layer, strategy=self.strategy, fusion_width=self.fusion_width, options=options)
-            for layer in self.layers
+            PointConfig(
+                layer,
+                strategy=strategy,
+                fusion_width=self.fusion_width,
+                options={} if cross else {"cross": False},
+            )
+            for layer, strategy in zip(self.layers, self.strategies, strict=True)
         )
 
 

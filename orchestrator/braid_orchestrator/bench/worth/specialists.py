@@ -157,5 +157,8 @@ def _settings(options: SpecialistOptions) -> dict[str, Any]:
         "common_start": f"{parents.start_steps} steps",
         "own_training": f"{parents.own_steps} steps of {parents.step_tokens} tokens",
         "contestants": f"{training.num_steps} steps of {training.windows_per_step} windows of {training.window}",
-        "points": f"{braid.strategy} of width {braid.fusion_width} at layers {', '.join(map(str, braid.layers))}",
+        "points": ", ".join(
+            f"{strategy} at {layer}" for strategy, layer in zip(braid.strategies, braid.layers, strict=True)
+        )
+        + f", of width {braid.fusion_width}",
     }
