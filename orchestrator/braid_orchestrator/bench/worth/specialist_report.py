@@ -67,7 +67,7 @@ def contest_table(seeds: Sequence[Rows], results: Sequence[Mapping[str, Speciali
 
 def cost_table(results: Sequence[Mapping[str, SpecialistResult]]) -> Table:
     """What the runs took."""
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             _run_name(who),
             fmean(by_run[who].seconds for by_run in results),
@@ -75,6 +75,8 @@ def cost_table(results: Sequence[Mapping[str, SpecialistResult]]) -> Table:
         )
         for who in results[0]
     ]
+    in_turn_s = fmean(sum(result.seconds for result in by_run.values()) for by_run in results)
+    rows.append(("all runs of a seed, one after the other", in_turn_s, None))
     return Table(
         "Cost of a run",
         ("run", "seconds", "peak memory, MiB"),

@@ -52,4 +52,6 @@ def test_the_tables_have_a_row_for_everybody() -> None:
     assert len(by_name) == len(ROWS)
     assert by_name[BRAID][1:3] == (7, "1.5000 ± 0.7071")
     assert by_name["code alone"][1] == 0
-    assert len(cost_table([results]).rows) == 1 + len(TRAINED)
+    costs = {row[0]: row[1] for row in cost_table([results]).rows}
+    assert len(costs) == 2 + len(TRAINED)
+    assert costs["all runs of a seed, one after the other"] == 1.0 + 2.0 * len(TRAINED)
