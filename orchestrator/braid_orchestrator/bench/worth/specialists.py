@@ -49,12 +49,12 @@ class SpecialistOptions:
         recipe = SpecialistRecipe(
             ParentRecipe(
                 vocab_size=512,
-                tokenizer_chars=100_000,
+                tokenizer_chars=50_000,
                 width=32,
                 num_layers=4,
                 mlp_width=64,
-                start_steps=10,
-                own_steps=20,
+                start_steps=4,
+                own_steps=6,
                 step_tokens=512,
             ),
             replace(
@@ -64,10 +64,10 @@ class SpecialistOptions:
                 validation_chars=3_000,
                 test_chars=4_000,
             ),
-            TrainingRecipe(num_steps=6, window=64, windows_per_step=4, num_evaluations=2),
+            TrainingRecipe(num_steps=2, window=64, windows_per_step=4, num_evaluations=1),
             BraidRecipe(fusion_width=16, gate_hidden=16),
             window=128,
-            corpus_share=0.2,
+            corpus_share=0.1,
         )
         return replace(self, seeds=self.seeds[:1], recipe=recipe)
 
