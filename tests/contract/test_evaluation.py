@@ -33,10 +33,13 @@ from braid_orchestrator.evaluation import (
     Resampling,
     fit_readouts,
     make_report,
+    measure_scores,
+    measure_shard,
     measure_text,
 )
-from braid_orchestrator.evaluation.scoring import outputs_plan
+from braid_orchestrator.evaluation.scoring import Scores, outputs_plan
 from braid_orchestrator.inprocess.whole_text import run_whole
+from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.data import Document, MemorySource, TrainingTexts, encode_source
 from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.errors import ContextLengthError, FrameError, InvalidRequestError
@@ -114,6 +117,23 @@ def test_a_shard_alone_has_the_loss_that_transformers_has(shards, backends) -> N
         )
         logits = [backend.model(ids[None, :-1]).logits[0] for ids in windows(backend)]
         assert found.sums[who].accuracy == pytest.approx(by_hand(backend, logits)[1])
+
+
+def test_what_is_measured_by_itself_has_the_figures_that_it_has_among_others(shards, backends) -> None:
+    stack, cut = stack_of(backends), Cut(WINDOW, unit="window")
+    lane = LaneReaders(shards, stack.plan).read("text", DOCUMENTS, WINDOW).lanes[0]
+
+    def score(ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> dict[Predictor, Scores]:
+        with torch.no_grad():
+            return {BRAID: Scores(run_pass(shards, stack, ids_T, lengths, targets_T).target_logprobs)}
+
+    among = measured(shards, stack, cut).sums
+    for alone, who in (
+        (measure_shard(shards[0], lane, cut), LEFT),
+        (measure_scores(score, lane, replace(cut, max_rows=WINDOW))[BRAID], BRAID),
+    ):
+        torch.testing.assert_close(alone.bits_U, among[who].bits_U, rtol=TOLERANCE, atol=0)
+        assert torch.equal(alone.bytes_U, among[who].bytes_U)
 
 
 def test_the_uniform_mix_is_the_mean_of_the_probabilities(shards, backends) -> None:

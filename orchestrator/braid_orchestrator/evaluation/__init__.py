@@ -5,7 +5,8 @@
 | `texts` | texts as every tokenizer reads them, on one axis of bytes |
 | `mixes` | weights that need no training, from what each shard gives each token |
 | `scoring` | who is compared, and what each gives the tokens of packed windows |
-| `measuring` | whole texts through everybody, summed up by windows or documents |
+| `measuring` | whole texts through everybody, in windows |
+| `tally` | what each gave, summed up by windows or documents |
 | `intervals` | the bootstrap over these |
 | `report` | figures, differences and their intervals, as plain values |
 | `fitting` | the baselines that are learned |
@@ -14,6 +15,7 @@
 | `table`, `plot` | a report for people |
 
 A program that has shards and texts of its own goes the same way: `LaneReaders.read`, `measure_text`, `make_report`.
+What is no shard is measured by `measure_scores`.
 """
 
 from braid_orchestrator.evaluation.fitting import FitOptions, Fitted, fit_readouts
@@ -21,7 +23,7 @@ from braid_orchestrator.evaluation.intervals import Estimate, Resampling
 from braid_orchestrator.evaluation.measuring import (
     Cut,
     MeasuredText,
-    UnitSums,
+    measure_scores,
     measure_shard,
     measure_text,
 )
@@ -36,6 +38,7 @@ from braid_orchestrator.evaluation.scoring import (
     Lineup,
     Predictor,
 )
+from braid_orchestrator.evaluation.tally import UnitSums
 from braid_orchestrator.evaluation.texts import EvaluationText, LaneReader, LaneReaders, read_texts
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "UnitSums",
     "fit_readouts",
     "make_report",
+    "measure_scores",
     "measure_shard",
     "measure_text",
     "read_texts",

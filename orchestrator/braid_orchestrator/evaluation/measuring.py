@@ -8,15 +8,15 @@ Shapes: T packed rows, U units of a text, N tokens of a corpus.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from braid_orchestrator.evaluation.scoring import Lineup, Predictor, Scores, score_alone, score_windows
+from braid_orchestrator.evaluation.tally import Tally, UnitSums
 from braid_orchestrator.evaluation.texts import EvaluationText, LaneText
 from braid_orchestrator.training.data.windows import cut_windows
 from braid_orchestrator.training.ports import TrainingShard
@@ -26,6 +26,8 @@ UnitKind = Literal["window", "document"]
 UNIT_KINDS: tuple[UnitKind, ...] = ("window", "document")
 # How many windows are done, and of how many.
 OnWindows = Callable[[int, int], None]
+# Scores of these ids (T,), windows of these lengths one after the other, and of these targets (T,) behind them.
+Score = Callable[[Tensor, Sequence[int], Tensor], Mapping[Predictor, Scores]]
 
 MAX_ROWS = 2048
 MAX_LOGIT_BYTES = 48 * 2**20
@@ -53,27 +55,6 @@ class Cut:
         if self.unit is not None:
             return self.unit
         return "document" if text.num_documents >= _ENOUGH_DOCUMENTS else "window"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UnitSums:
-    """What a predictor gave in each unit, (U,) in float64: bits for all of its tokens that count, the bytes and the
-    number of these, and how many were the likeliest (None: not asked for)."""
-
-    bits_U: Tensor  # noqa: N815 - shape letters
-    bytes_U: Tensor  # noqa: N815 - shape letters
-    tokens_U: Tensor  # noqa: N815 - shape letters
-    hits_U: Tensor | None = None  # noqa: N815 - shape letters
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Over all units."""
-        return float(self.bits_U.sum() / self.bytes_U.sum())
-
-    @property
-    def accuracy(self) -> float | None:
-        """Over all units."""
-        return None if self.hits_U is None else float(self.hits_U.sum() / self.tokens_U.sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,11 +88,11 @@ def measure_text(
     readings += [_Windows(text.lanes[plan.lane_of[index]], cut.window) for index in lineup.foreign]
     ends_U = _unit_ends(anchor, readings[0], unit)
     done, total = 0, sum(len(windows) for windows in readings)
-    tallies: dict[Predictor, _Tally] = {}
+    tallies: dict[Predictor, Tally] = {}
 
     def note(scored: Mapping[Predictor, Scores], windows: _Windows, places_T: Tensor) -> None:
         for who, scores in scored.items():
-            tally = tallies.setdefault(who, _Tally(windows.lane, ends_U))
+            tally = tallies.setdefault(who, Tally(windows.lane, ends_U))
             tally.add(scores, places_T)
 
     def advance(num_windows: int) -> None:
@@ -136,12 +117,27 @@ def measure_text(
 def measure_shard(shard: TrainingShard, lane: LaneText, cut: Cut, max_windows: int | None = None) -> UnitSums:
     """One shard by itself, on a text as its own tokenizer reads it, or on its first windows. Raises: as
     `measure_text`."""
+    who = Predictor("shard", shard.name)
+
+    def score(ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> dict[Predictor, Scores]:
+        return {who: score_alone(shard, ids_T, lengths, targets_T, accuracy=False)}
+
+    cut = replace(cut, max_rows=_rows_at_once([shard], cut))
+    return measure_scores(score, lane, cut, max_windows)[who]
+
+
+def measure_scores(
+    score: Score, lane: LaneText, cut: Cut, max_windows: int | None = None
+) -> dict[Predictor, UnitSums]:
+    """Anything that scores tokens, on a text as their tokenizer reads it, by windows. Knows no limits but
+    ``cut.max_rows``. Raises: what ``score`` raises."""
     windows = _Windows(lane, cut.window, max_windows)
-    tally = _Tally(lane, _unit_ends(lane, windows, "window"))
-    for batch in windows.batches(_rows_at_once([shard], cut)):
-        scores = score_alone(shard, batch.ids_T, batch.lengths, batch.targets_T, accuracy=False)
-        tally.add(scores, batch.places_T)
-    return tally.sums()
+    ends_U = _unit_ends(lane, windows, "window")
+    tallies: dict[Predictor, Tally] = {}
+    for batch in windows.batches(cut.max_rows):
+        for who, scores in score(batch.ids_T, batch.lengths, batch.targets_T).items():
+            tallies.setdefault(who, Tally(lane, ends_U)).add(scores, batch.places_T)
+    return {who: tally.sums() for who, tally in tallies.items()}
 
 
 def check_window(shards: Sequence[TrainingShard], window: int) -> None:
@@ -193,36 +189,6 @@ class _Windows:
         rows_T = torch.arange(int(lengths.sum())) - starts + self.begins[first:end].repeat_interleave(lengths)
         ids_N = self.lane.corpus.token_ids_N
         return _Batch(ids_N[rows_T].long(), lengths.tolist(), ids_N[rows_T + 1].long(), rows_T + 1)
-
-
-class _Tally:
-    """Adds up one predictor's scores by units."""
-
-    def __init__(self, lane: LaneText, ends_U: Tensor) -> None:
-        self._lane = lane
-        # A token belongs to the unit in which it ends; what is scaled may be off by a fraction of a byte.
-        self._unit_N = torch.searchsorted(ends_U, lane.ends_N - 0.25).clamp(max=ends_U.numel() - 1)
-        self._bits_U, self._hits_U, self._bytes_U, self._tokens_U = (
-            torch.zeros(ends_U.numel(), dtype=torch.float64) for _ in range(4)
-        )
-        self._has_hits = False
-
-    def add(self, scores: Scores, places_T: Tensor) -> None:
-        """Scores of the tokens at these places."""
-        counts_T = self._lane.counts_N[places_T]
-        places = places_T[counts_T]
-        units = self._unit_N[places]
-        bits = -scores.logprobs_T.cpu().double()[counts_T] / math.log(2)
-        self._bits_U.index_add_(0, units, bits)
-        self._bytes_U.index_add_(0, units, self._lane.bytes_N[places])
-        self._tokens_U.index_add_(0, units, torch.ones_like(bits))
-        if scores.hits_T is not None:
-            self._has_hits = True
-            self._hits_U.index_add_(0, units, scores.hits_T[counts_T].double())
-
-    def sums(self) -> UnitSums:
-        """All that was added."""
-        return UnitSums(self._bits_U, self._bytes_U, self._tokens_U, self._hits_U if self._has_hits else None)
 
 
 def _unit_ends(lane: LaneText, windows: _Windows, unit: UnitKind) -> Tensor:

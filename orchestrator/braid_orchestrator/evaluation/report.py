@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from braid_orchestrator.evaluation.intervals import Estimate, Resampling
-from braid_orchestrator.evaluation.measuring import MeasuredText, UnitSums
+from braid_orchestrator.evaluation.measuring import MeasuredText
 from braid_orchestrator.evaluation.scoring import BRAID, Kind, Predictor
+from braid_orchestrator.evaluation.tally import UnitSums
 from braid_orchestrator.evaluation.texts import ALL_TEXTS
 
 
