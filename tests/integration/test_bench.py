@@ -122,9 +122,9 @@ def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path:
     value = run(*arguments)
     runs = value["raw"]["runs"]["0"]
     rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
-    assert len(rows) == 15
+    assert len(rows) == 16
     assert all(
-        0 < rows["per-token oracle (bound)"][side][text] <= figures[side][text] * 1.2 < 20
+        0 < rows["oracle"][side][text] <= figures[side][text] * 1.2 < 20
         for figures in rows.values()
         for side in ("validation", "test")
         for text in ("mix", "code", "prose")

@@ -3,20 +3,19 @@
 Every contestant that is trained gets the same windows in the same order and as many steps, and keeps the weights of
 its best evaluation on validation text. The specialists themselves stay as they are.
 
-Letters: B windows, L tokens predicted in each, T = B · L.
+Shapes: B windows, L tokens predicted in each, T = B · L packed rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import LlamaForCausalLM
+from torch import Tensor, nn
 
 from braid_fusion.stack import FusionStack
 from braid_fusion.training import (
@@ -28,22 +27,36 @@ from braid_fusion.training import (
     TrainerConfig,
     TrainingRecord,
 )
+from braid_orchestrator import evaluation
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.adapters import add_lora
 from braid_orchestrator.bench.worth.history_gate import HistoryGate
+from braid_orchestrator.bench.worth.specialist_models import (
+    Scorer,
+    load_backend,
+    load_model,
+    model_scorer,
+    shard_config,
+)
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, ParentRecipe
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.demo.pretrain import make_model, next_token_loss
-from braid_orchestrator.evaluation import Scorer, braid_scorer
 from braid_orchestrator.inprocess.fusion_training import train_fusion
+from braid_orchestrator.training.braid_pass import run_pass
+from braid_orchestrator.training.local import LocalTrainingShard
 from braid_services.shard.backend import ShardBackend
-from braid_services.shard.config import ShardConfig
 
 Partner = Literal["specialist", "itself", "random"]
 Evaluate = Callable[[Scorer], Mapping[str, float]]
 
-BRAID, NO_CROSS, LORA = "braid", "no-cross control", "LoRA on the best single"
-GATE, WIDE_GATE, HISTORY_GATE = "gate per token", "gate per token, wide", "gate per token, with history"
+BRAID, GLOBAL, GATE = evaluation.BRAID.name, evaluation.GLOBAL.name, evaluation.GATE.name
+WIDE_GATE, HISTORY_GATE = f"{GATE}, wide", f"{GATE}, with history"
+NO_CROSS, MLP_NO_CROSS = "no-cross control", "no-cross control, all mlp"
+WITH_ITSELF, WITH_RANDOM = (
+    "braid of the best single with itself",
+    "braid of the best single with a random model",
+)
+LORA = "LoRA on the best single"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,40 +92,45 @@ class BraidRecipe:
     fusion_width: int = 64
     gate_hidden: int = 64
 
-    def points(self, cross: bool) -> tuple[PointConfig, ...]:
-        """As a configuration has them."""
+    def points(self, *, cross: bool = True, strategy: str = "") -> tuple[PointConfig, ...]:
+        """As a configuration has them. ``strategy``: one for all points in place of the braid's own."""
         return tuple(
             PointConfig(
                 layer,
-                strategy=strategy,
+                strategy=strategy or own,
                 fusion_width=self.fusion_width,
                 options={} if cross else {"cross": False},
             )
-            for layer, strategy in zip(self.layers, self.strategies, strict=True)
+            for layer, own in zip(self.layers, self.strategies, strict=True)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class StackContestant:
-    """Two shards under a readout, with or without fusion points between them."""
+    """Two shards under a readout, with or without fusion points between them. ``strategy``: see `BraidRecipe`."""
 
     partner: Partner = "specialist"
     has_points: bool = True
     cross: bool = True
+    strategy: str = ""
     readout: Literal["mixture", "gate"] = "gate"
     is_wide: bool = False
+    has_history: bool = False
 
 
 STACKS: dict[str, StackContestant] = {
-    "learned global mix": StackContestant(has_points=False, readout="mixture"),
+    GLOBAL: StackContestant(has_points=False, readout="mixture"),
     GATE: StackContestant(has_points=False),
     WIDE_GATE: StackContestant(has_points=False, is_wide=True),
-    "braid of the best single with itself": StackContestant("itself"),
-    "braid of the best single with a random model": StackContestant("random"),
+    HISTORY_GATE: StackContestant(has_points=False, has_history=True),
+    WITH_ITSELF: StackContestant("itself"),
+    WITH_RANDOM: StackContestant("random"),
     NO_CROSS: StackContestant(cross=False),
+    MLP_NO_CROSS: StackContestant(cross=False, strategy="mlp"),
     BRAID: StackContestant(),
 }
-TRAINED = (*STACKS, HISTORY_GATE, LORA)
+TRAINED = (LORA, *STACKS)
+CONTROLS = (NO_CROSS, MLP_NO_CROSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,8 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What all contestants of one seed have in common. ``best`` is the kind of the better single."""
+    """What all contestants of one seed have in common. ``best`` is the kind of the better single. ``closing`` ends
+    the threads of the shards that score; until then what was trained can."""
 
     folder: Path
     parents: ParentRecipe
@@ -135,12 +154,11 @@ class Contest:
     tokens: Tensor
     best: str
     seed: int
+    closing: ExitStack
 
     def train(self, who: str, evaluate: Evaluate) -> Trained:
         """Train one of `TRAINED`. Raises: BraidError, TrainingError."""
-        if who == LORA:
-            return self._lora(evaluate)
-        return self._history_gate(evaluate) if who == HISTORY_GATE else self._stack(STACKS[who], evaluate)
+        return self._lora(evaluate) if who == LORA else self._stack(STACKS[who], evaluate)
 
     def braid_size(self) -> int:
         """How many parameters the braid trains."""
@@ -148,17 +166,20 @@ class Contest:
 
     def _stack(self, contestant: StackContestant, evaluate: Evaluate) -> Trained:
         backends = self._backends(contestant.partner)
+        shards = [LocalTrainingShard(backend) for backend in backends]
+        for shard in shards:
+            self.closing.callback(shard.shutdown)
         stack = self._build(contestant, backends)
-        scorer = braid_scorer(backends, stack)
-        training = self.training
-        record = train_fusion(
-            backends,
-            stack,
-            self._windows(),
-            training.config(training.learning_rate),
-            evaluate=lambda: evaluate(scorer),
-        )
-        return Trained(scorer, stack.num_parameters(), record)
+        config = self.training.config(self.training.learning_rate)
+        if contestant.has_history:
+            gate = HistoryGate(shards, stack)
+            return self._fit(gate, partial(_loss, gate), config, gate, evaluate)
+
+        def score(token_ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> Tensor:
+            return run_pass(shards, stack, token_ids_T, lengths, targets_T).target_logprobs
+
+        record = train_fusion(backends, stack, self._windows(), config, evaluate=lambda: evaluate(score))
+        return Trained(score, record.num_parameters, record)
 
     def _build(self, contestant: StackContestant, backends: Sequence[ShardBackend]) -> FusionStack:
         hidden = self.braid.gate_hidden
@@ -169,7 +190,9 @@ class Contest:
             name="worth",
             anchor=backends[0].card.name,
             shards=tuple(backend.config for backend in backends),
-            points=self.braid.points(contestant.cross) if contestant.has_points else (),
+            points=self.braid.points(cross=contestant.cross, strategy=contestant.strategy)
+            if contestant.has_points
+            else (),
             readout=ReadoutConfig(
                 contestant.readout, {"hidden": hidden} if contestant.readout == "gate" else {}
             ),
@@ -185,35 +208,25 @@ class Contest:
             return [best, load_backend(self.folder, self.best, "itself")]
         recipe = replace(self.parents, seed=self.seed + _RANDOM_SEED).of("random", KINDS, 1)
         untrained = make_model(recipe, best.card.vocab_size)
-        config = ShardConfig(name="random", model="in memory", threads=0, cache_bytes=_CACHE_BYTES)
+        config = shard_config("random", "in memory")
         return [best, ShardBackend.from_model(untrained.eval(), best.tokenizer, config)]
-
-    def _history_gate(self, evaluate: Evaluate) -> Trained:
-        gate = HistoryGate(self._backends("specialist"), self.braid.gate_hidden, self.seed)
-
-        def loss_of(windows: Tensor) -> Tensor:
-            lengths = [windows.shape[1] - 1] * windows.shape[0]
-            logprobs_T: Tensor = gate(windows[:, :-1].reshape(-1), lengths, windows[:, 1:].reshape(-1))
-            return -logprobs_T.mean()
-
-        config = self.training.config(self.training.learning_rate)
-        trainer = Trainer(gate, loss_of, self._windows(), config, evaluate=lambda: evaluate(gate))
-        record = trainer.run()
-        return Trained(gate, record.num_parameters, record)
 
     def _lora(self, evaluate: Evaluate) -> Trained:
         model = load_model(self.folder, self.best)
         adapted: Any = add_lora(model, self.braid_size(), self.seed)
-        scorer = model_scorer(adapted)
-        training = self.training
-        inner = adapted.get_base_model()
-        trainer = Trainer(
-            adapted,
-            lambda windows: next_token_loss(inner, windows),
-            self._windows(),
-            training.config(training.lora_learning_rate),
-            evaluate=lambda: evaluate(scorer),
-        )
+        config = self.training.config(self.training.lora_learning_rate)
+        loss_of = partial(next_token_loss, adapted.get_base_model())
+        return self._fit(adapted, loss_of, config, model_scorer(adapted), evaluate)
+
+    def _fit(
+        self,
+        module: nn.Module,
+        loss_of: Callable[[Tensor], Tensor],
+        config: TrainerConfig,
+        scorer: Scorer,
+        evaluate: Evaluate,
+    ) -> Trained:
+        trainer = Trainer(module, loss_of, self._windows(), config, evaluate=lambda: evaluate(scorer))
         record = trainer.run()
         return Trained(scorer, record.num_parameters, record)
 
@@ -221,37 +234,10 @@ class Contest:
         return TokenWindows(self.tokens, self.training.window, self.training.windows_per_step, self.seed)
 
 
-_CACHE_BYTES = 2**20  # nothing is generated here
+def _loss(scorer: Scorer, windows: Tensor) -> Tensor:
+    """Mean loss in nats on (B, L + 1) tokens."""
+    lengths = [windows.shape[1] - 1] * windows.shape[0]
+    return -scorer(windows[:, :-1].reshape(-1), lengths, windows[:, 1:].reshape(-1)).mean()
+
+
 _RANDOM_SEED = 1000  # far from those of the specialists
-
-
-def load_backend(folder: Path, model: str, name: str | None = None) -> ShardBackend:
-    """A specialist as a shard."""
-    return ShardBackend.load(
-        ShardConfig(name=name or model, model=str(folder / model), threads=0, cache_bytes=_CACHE_BYTES)
-    )
-
-
-def load_model(folder: Path, name: str) -> LlamaForCausalLM:
-    """A specialist, or the start, as transformers has it."""
-    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
-    return model.eval()
-
-
-def soup(folder: Path) -> LlamaForCausalLM:
-    """The mean of both specialists' weights (Wortsman et al., 2022)."""
-    model, other = (load_model(folder, kind) for kind in KINDS)
-    with torch.no_grad():
-        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
-            mine.lerp_(its, 0.5)
-    return model
-
-
-def model_scorer(model: Any) -> Scorer:
-    """A model of transformers alone, on packed sequences of one length."""
-
-    def score(token_ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> Tensor:
-        logits_BLV = model(input_ids=token_ids_T.view(len(lengths), -1), use_cache=False).logits
-        return -functional.cross_entropy(logits_BLV.float().flatten(0, 1), targets_T, reduction="none")
-
-    return score

@@ -9,8 +9,8 @@ from typing import Any
 from braid_orchestrator.bench.graft_quality import deviation
 from braid_orchestrator.bench.report import Report
 from braid_orchestrator.bench.worth.specialist_contestants import BRAID
-from braid_orchestrator.bench.worth.specialist_report import ROWS
-from braid_orchestrator.bench.worth.specialist_runs import ORACLE, TEST
+from braid_orchestrator.bench.worth.specialist_measuring import TEST
+from braid_orchestrator.bench.worth.specialist_report import ORACLE, ROWS
 from braid_orchestrator.bench.worth.specialist_texts import TEXTS
 from braid_rpc.errors import InvalidRequestError
 

@@ -7,7 +7,7 @@ on the same mixed text, and the braid. What is reported is test text, by which n
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,17 @@ from braid_orchestrator.bench.report import Report
 from braid_orchestrator.bench.run_pool import RunPool
 from braid_orchestrator.bench.step import Progress
 from braid_orchestrator.bench.worth.specialist_contestants import TRAINED, BraidRecipe, TrainingRecipe
+from braid_orchestrator.bench.worth.specialist_measuring import VALIDATION
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, START, ParentRecipe
-from braid_orchestrator.bench.worth.specialist_report import contest_table, cost_table, specialist_targets
+from braid_orchestrator.bench.worth.specialist_report import (
+    contest_table,
+    cost_table,
+    rows_of,
+    specialist_targets,
+    text_reports,
+)
 from braid_orchestrator.bench.worth.specialist_runs import (
     UNTRAINED,
-    VALIDATION,
-    Figures,
     SpecialistRecipe,
     SpecialistResult,
     SpecialistRunner,
@@ -92,19 +97,21 @@ def run_specialists(
     with RunPool(partial(SpecialistRunner, str(work)), _describe, progress, finished) as pool:
         for seed in options.seeds:
             results[seed] = _run_seed(pool, options.recipe, seed, fingerprint)
-    figures = [_figures(by_run) for by_run in results.values()]
+    runs = list(results.values())
+    reports = text_reports(runs)
     return Report(
         benchmark=BENCHMARK if options.recipe.texts.mix == "modules" else f"{BENCHMARK}-parts",
         settings=_settings(options),
         machine=describe_machine(),
-        tables=(contest_table(figures, list(results.values())), cost_table(list(results.values()))),
-        targets=specialist_targets(figures),
+        tables=(contest_table(runs, reports), cost_table(runs)),
+        targets=specialist_targets([rows_of(by_run) for by_run in runs]),
         raw={
             "options": asdict(options),
             "corpus": fingerprint,
+            "intervals": {text: asdict(report) for text, report in reports.items()},
             "wall_s": time.perf_counter() - started,
             "runs": {
-                str(seed): {who: asdict(result) for who, result in by_run.items()}
+                str(seed): {who: _without_windows(result) for who, result in by_run.items()}
                 for seed, by_run in results.items()
             },
         },
@@ -138,9 +145,9 @@ def _run_seed(
     return results | run(TRAINED, best=min(KINDS, key=validation.__getitem__))
 
 
-def _figures(by_run: Mapping[str, SpecialistResult]) -> dict[str, Figures]:
-    """All rows of one seed."""
-    return {row: figures for result in by_run.values() for row, figures in result.figures.items()}
+def _without_windows(result: SpecialistResult) -> dict[str, Any]:
+    """The intervals are made of them."""
+    return asdict(replace(result, windows={}))
 
 
 def _describe(spec: SpecialistSpec) -> str:

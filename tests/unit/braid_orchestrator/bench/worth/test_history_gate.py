@@ -2,56 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from models import tiny_llama
 
-from braid_orchestrator.bench.worth.ensembles import posterior_mix
+from braid_fusion.stack import FusionStack
+from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.worth.history_gate import DECAYS, HistoryGate, evidence
+from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.evaluation.mixes import posterior_log_weights, uniform_log_weights
+from braid_orchestrator.evaluation.scoring import score_alone
+from braid_orchestrator.training.local import LocalTrainingShard
 from braid_services.shard.backend import ShardBackend
+from braid_services.shard.config import ShardConfig
 
-WINDOWS = torch.randint(1, 200, (2, 13), generator=torch.Generator().manual_seed(0))
-IDS_T, TARGETS_T = WINDOWS[:, :-1].reshape(-1), WINDOWS[:, 1:].reshape(-1)
-
-
-def gate() -> HistoryGate:
-    return HistoryGate([ShardBackend.from_model(tiny_llama(seed)) for seed in (1, 2)], 4, seed=0)
+LENGTHS = [12, 7]
+IDS_T, TARGETS_T = torch.randint(1, 200, (2, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
 
 
-def test_evidence_is_a_decaying_sum_of_what_came_before() -> None:
-    logprobs_BLS = -torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(1))
-    found = evidence(logprobs_BLS)
-    assert torch.equal(found[:, 0], torch.zeros(1, 2, len(DECAYS)))
-    for k, decay in enumerate(DECAYS):
-        running_BS = torch.zeros(1, 2)
-        for t in range(1, 5):
-            running_BS = decay * running_BS + logprobs_BLS[:, t - 1]
-            torch.testing.assert_close(found[:, t, :, k], running_BS)
+@pytest.fixture
+def shards() -> Iterator[list[LocalTrainingShard]]:
+    configs = [ShardConfig(name=name, model="in memory") for name in ("left", "right")]
+    made = [
+        LocalTrainingShard(ShardBackend.from_model(tiny_llama(seed), None, config))
+        for seed, config in enumerate(configs, 1)
+    ]
+    yield made
+    for shard in made:
+        shard.shutdown()
 
 
-def test_untrained_it_is_the_average_and_with_one_weight_the_posterior() -> None:
-    history = gate()
-    own_BLS = torch.stack(
-        [
-            backend.forward(IDS_T, [12, 12])
-            .finish()[1]
-            .log_softmax(-1)
-            .gather(1, TARGETS_T[:, None])
-            .view(2, 12)
-            for backend in history._backends
-        ],
-        dim=-1,
-    ).detach()
+def gate(shards: list[LocalTrainingShard], *points: PointConfig) -> HistoryGate:
+    config = BraidConfig(
+        name="test",
+        anchor="left",
+        shards=tuple(ShardConfig(name=shard.name, model="in memory") for shard in shards),
+        points=points,
+        readout=ReadoutConfig("gate", {"hidden": 4}),
+    )
+    return HistoryGate(shards, FusionStack(resolve_plan(config, [shard.card for shard in shards])))
+
+
+def test_evidence_is_a_decaying_sum_of_what_came_before_in_the_window() -> None:
+    own_TS = -torch.rand(8, 2, generator=torch.Generator().manual_seed(1))
+    found = evidence(own_TS, [5, 3])
+    for begin, end in ((0, 5), (5, 8)):
+        assert torch.equal(found[begin], torch.zeros(2, len(DECAYS)))
+        for k, decay in enumerate(DECAYS):
+            running_S = torch.zeros(2)
+            for t in range(begin + 1, end):
+                running_S = decay * running_S + own_TS[t - 1]
+                torch.testing.assert_close(found[t, :, k], running_S)
+
+
+def test_untrained_it_is_the_average_and_with_one_weight_the_posterior(
+    shards: list[LocalTrainingShard],
+) -> None:
+    history = gate(shards)
+    alone = [score_alone(shard, IDS_T, LENGTHS, TARGETS_T, accuracy=False) for shard in shards]
+    own_TS = torch.stack([one.logprobs_T for one in alone], dim=1)
     with torch.no_grad():
-        average_T = own_BLS.flatten(0, 1).exp().mean(-1).log()
-        torch.testing.assert_close(history(IDS_T, [12, 12], TARGETS_T), average_T)
+        average_T = (uniform_log_weights(*own_TS.shape) + own_TS).logsumexp(-1)
+        torch.testing.assert_close(history(IDS_T, LENGTHS, TARGETS_T), average_T)
         history.evidence.weight[0, DECAYS.index(0.8)] = 1.0
-        posterior_BL = posterior_mix(own_BLS, 0.8)
-        torch.testing.assert_close(history(IDS_T, [12, 12], TARGETS_T), posterior_BL.flatten())
+        posterior_T = (posterior_log_weights(own_TS, LENGTHS, 0.8) + own_TS).logsumexp(-1)
+        torch.testing.assert_close(history(IDS_T, LENGTHS, TARGETS_T), posterior_T)
 
 
-def test_every_parameter_learns() -> None:
-    history = gate()
+@pytest.mark.parametrize("points", [(), (PointConfig(1, strategy="mlp", fusion_width=8),)])
+def test_every_parameter_learns(shards: list[LocalTrainingShard], points: tuple[PointConfig, ...]) -> None:
+    history = gate(shards, *points)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        history.gate.score.weight.normal_(generator=torch.Generator().manual_seed(0))
-    history(IDS_T, [12, 12], TARGETS_T).mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in history.parameters())
+        for parameter in history.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    history(IDS_T, LENGTHS, TARGETS_T).mean().backward()
+    without = [name for name, p in history.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without

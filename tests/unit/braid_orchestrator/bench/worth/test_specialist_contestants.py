@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -9,18 +11,19 @@ import torch
 
 from braid_orchestrator.bench.worth.specialist_contestants import (
     BRAID,
+    CONTROLS,
     LORA,
+    MLP_NO_CROSS,
     NO_CROSS,
     STACKS,
     TRAINED,
     WIDE_GATE,
+    WITH_ITSELF,
     BraidRecipe,
     Contest,
     TrainingRecipe,
-    load_model,
-    model_scorer,
-    soup,
 )
+from braid_orchestrator.bench.worth.specialist_models import Scorer, load_model, model_scorer, soup
 from braid_orchestrator.bench.worth.specialist_parents import (
     START,
     ParentRecipe,
@@ -28,7 +31,6 @@ from braid_orchestrator.bench.worth.specialist_parents import (
     train_parent_tokenizer,
 )
 from braid_orchestrator.demo.tokenizer import encode_documents
-from braid_orchestrator.evaluation import Scorer
 
 PARENTS = ParentRecipe(
     vocab_size=300, tokenizer_chars=5_000, width=16, mlp_width=32, start_steps=2, own_steps=3, step_tokens=256
@@ -38,25 +40,27 @@ PROSE = [f"The value number {n} is what the method gives.\n" for n in range(200)
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contest]:
     folder = tmp_path_factory.mktemp("specialists")
     tokenizer = train_parent_tokenizer([CODE, PROSE], PARENTS, folder)
     for name, texts in ((START, CODE + PROSE), ("code", CODE), ("prose", PROSE)):
         train_parent(name, PARENTS, tokenizer, texts, folder)
-    return Contest(
-        folder=folder,
-        parents=PARENTS,
-        training=TrainingRecipe(num_steps=2, window=32, windows_per_step=2, num_evaluations=1),
-        braid=BraidRecipe(fusion_width=8, gate_hidden=4),
-        tokens=torch.tensor(encode_documents(tokenizer, CODE + PROSE)),
-        best="prose",
-        seed=0,
-    )
+    with ExitStack() as closing:
+        yield Contest(
+            folder=folder,
+            parents=PARENTS,
+            training=TrainingRecipe(num_steps=2, window=32, windows_per_step=2, num_evaluations=1),
+            braid=BraidRecipe(fusion_width=8, gate_hidden=4),
+            tokens=torch.tensor(encode_documents(tokenizer, CODE + PROSE)),
+            best="prose",
+            seed=0,
+            closing=closing,
+        )
 
 
 def bits(scorer: Scorer, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return scorer(tokens[:64], [32, 32], tokens[1:65])
+        return scorer(tokens[:64], [40, 24], tokens[1:65])
 
 
 def test_specialists_of_one_start_learned_different_things(contest: Contest) -> None:
@@ -74,7 +78,7 @@ def test_the_soup_is_the_mean_of_the_weights(contest: Contest) -> None:
 def test_all_that_could_be_as_large_as_the_braid_are(contest: Contest) -> None:
     sizes = {
         who: contest.train(who, lambda scorer: {"loss": 1.0}).num_parameters
-        for who in (BRAID, NO_CROSS, WIDE_GATE, LORA)
+        for who in (BRAID, *CONTROLS, WIDE_GATE, LORA)
     }
     assert sizes[BRAID] == sizes[NO_CROSS] == contest.braid_size()
     assert all(0.7 < size / sizes[BRAID] < 1.4 for size in sizes.values()), sizes
@@ -96,17 +100,23 @@ def test_everybody_is_trained_and_scores(contest: Contest, who: str) -> None:
     assert before == {path: path.read_bytes() for path in contest.folder.rglob("*.safetensors")}
 
 
-def test_only_the_control_is_cut(contest: Contest) -> None:
-    cut = [who for who, stack in STACKS.items() if stack.has_points and not stack.cross]
-    assert cut == [NO_CROSS]
-    assert [point.options for point in contest.braid.points(cross=False)] == [{"cross": False}] * 3
-    assert [point.options for point in contest.braid.points(cross=True)] == [{}] * 3
+def test_the_controls_are_the_braid_cut_and_mlp_points_cut(contest: Contest) -> None:
+    assert tuple(who for who, stack in STACKS.items() if stack.has_points and not stack.cross) == CONTROLS
+    plans = {
+        who: contest._build(STACKS[who], contest._backends("specialist")).plan for who in (BRAID, *CONTROLS)
+    }
+    points = plans[BRAID].points
+    assert {point.strategy for point in points} == {"mlp", "attention"}
+    cut = tuple(replace(point, options={**point.options, "cross": False}) for point in points)
+    assert plans[NO_CROSS] == replace(plans[BRAID], points=cut)
+    mlp = tuple(replace(point, strategy="mlp") for point in cut)
+    assert plans[MLP_NO_CROSS] == replace(plans[BRAID], points=mlp)
 
 
 def test_an_untrained_pair_with_itself_is_the_model(contest: Contest) -> None:
     """Both shards say the same, so no gate changes it; training is what the pair is measured for."""
     still = replace(contest, training=replace(contest.training, num_steps=1, learning_rate=1e-30))
-    pair = still.train("braid of the best single with itself", lambda scorer: {"loss": 1.0})
+    pair = still.train(WITH_ITSELF, lambda scorer: {"loss": 1.0})
     alone = model_scorer(load_model(contest.folder, "prose"))
     torch.testing.assert_close(
         bits(pair.scorer, contest.tokens), bits(alone, contest.tokens), rtol=1e-5, atol=1e-5

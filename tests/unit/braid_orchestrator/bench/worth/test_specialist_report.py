@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from braid_orchestrator.bench.worth.specialist_contestants import BRAID, GATE, NO_CROSS, TRAINED
+from braid_orchestrator.bench.worth.specialist_contestants import (
+    BRAID,
+    GATE,
+    MLP_NO_CROSS,
+    NO_CROSS,
+    TRAINED,
+)
+from braid_orchestrator.bench.worth.specialist_measuring import Figures
 from braid_orchestrator.bench.worth.specialist_report import (
+    ORACLE,
     ROWS,
     contest_table,
     cost_table,
+    rows_of,
     specialist_targets,
+    text_reports,
 )
-from braid_orchestrator.bench.worth.specialist_runs import ORACLE, UNTRAINED, Figures, SpecialistResult
+from braid_orchestrator.bench.worth.specialist_runs import UNTRAINED, SpecialistResult, Windows
+from braid_orchestrator.bench.worth.specialist_texts import TEXTS
+
+NAMES = {"braid": BRAID, "gate": GATE, "cut": NO_CROSS, "mlp": MLP_NO_CROSS, "oracle": ORACLE}
 
 
 def rows(**bits: float) -> dict[str, Figures]:
@@ -19,9 +32,30 @@ def rows(**bits: float) -> dict[str, Figures]:
     found = {row: {"test": {"mix": 3.0, "code": 3.0, "prose": 3.0}} for row in ROWS}
     for key, value in bits.items():
         text, who = key.split("_", 1)
-        names = {"braid": BRAID, "gate": GATE, "cut": NO_CROSS, "oracle": ORACLE}
-        found[names.get(who, who)]["test"][text] = value
+        found[NAMES.get(who, who)]["test"][text] = value
     return found
+
+
+def runs(figures: dict[str, Figures]) -> dict[str, SpecialistResult]:
+    """Windows of 10 bytes each; the bits of each are off by a tenth, up or down, for everybody alike."""
+
+    def windows(row: str) -> Windows:
+        return {
+            text: {
+                "bits": [10 * figures[row]["test"][text] + off for off in (-0.1, 0.1, -0.1, 0.1)],
+                "bytes": [10.0] * 4,
+                "tokens": [4.0] * 4,
+            }
+            for text in TEXTS
+        }
+
+    untrained = [row for row in ROWS if row not in TRAINED]
+    return {
+        UNTRAINED: SpecialistResult(
+            {row: figures[row] for row in untrained}, {row: windows(row) for row in untrained}, 0, 1.0, 100.0
+        ),
+        **{who: SpecialistResult({who: figures[who]}, {who: windows(who)}, 7, 2.0, 200.0) for who in TRAINED},
+    }
 
 
 def test_targets_are_of_the_means_over_seeds() -> None:
@@ -29,11 +63,11 @@ def test_targets_are_of_the_means_over_seeds() -> None:
     second = rows(mix_braid=2.0, mix_gate=1.9, mix_cut=2.1, mix_oracle=1.5, code_code=1.8, code_braid=1.7)
     targets = {target.name: target for target in specialist_targets([first, second])}
     assert len(targets) == 5
-    gate = targets["mix: braid below the gate per token"]
+    gate = targets["mix: braid below the token gate"]
     assert gate.value == pytest.approx(5.0) and gate.met
     assert targets["mix: braid below the no-cross control"].value == pytest.approx(5.0)
     assert targets["code: braid above the better specialist"].value == pytest.approx(0.0)
-    assert targets["mix: distance to the oracle, braid / gate per token"].value == pytest.approx(0.8)
+    assert targets["mix: distance to the oracle, braid / token gate"].value == pytest.approx(0.8)
 
 
 def test_a_braid_that_is_worse_misses_every_target() -> None:
@@ -41,17 +75,37 @@ def test_a_braid_that_is_worse_misses_every_target() -> None:
     assert not any(target.met for target in specialist_targets([worse]))
 
 
+@pytest.mark.parametrize(("cut", "mlp"), [(2.5, 2.0), (2.0, 2.5)])
+def test_the_stronger_control_is_the_one_to_be_below(cut: float, mlp: float) -> None:
+    targets = specialist_targets([rows(mix_braid=1.9, mix_cut=cut, mix_mlp=mlp)])
+    name = NO_CROSS if cut < mlp else MLP_NO_CROSS
+    control = next(target for target in targets if "control" in target.name)
+    assert control.name == f"mix: braid below the {name}"
+    assert control.value == pytest.approx(5.0)
+
+
 def test_the_tables_have_a_row_for_everybody() -> None:
-    figures = rows(mix_braid=1.0)
-    results = {
-        UNTRAINED: SpecialistResult({}, 0, 1.0, 100.0),
-        **{who: SpecialistResult({}, 7, 2.0, 200.0) for who in TRAINED},
-    }
-    table = contest_table([figures, rows(mix_braid=2.0)], [results, results])
+    results = [runs(rows(mix_braid=1.0)), runs(rows(mix_braid=2.0))]
+    assert rows_of(results[0]) == rows(mix_braid=1.0)
+    table = contest_table(results, text_reports(results))
     by_name = {str(row[0]): row for row in table.rows}
     assert len(by_name) == len(ROWS)
     assert by_name[BRAID][1:3] == (7, "1.5000 ± 0.7071")
+    assert by_name[BRAID][-1] is None
     assert by_name["code alone"][1] == 0
-    costs = {row[0]: row[1] for row in cost_table([results]).rows}
+    costs = {row[0]: row[1] for row in cost_table(results[:1]).rows}
     assert len(costs) == 2 + len(TRAINED)
     assert costs["all runs of a seed, one after the other"] == 1.0 + 2.0 * len(TRAINED)
+
+
+def test_intervals_are_over_windows_and_paired() -> None:
+    results = [runs(rows(mix_braid=1.0)), runs(rows(mix_braid=2.0))]
+    mix = text_reports(results)["mix"]
+    assert (mix.num_units, mix.num_bytes) == (4, 80)
+    assert mix.row(BRAID).bits_per_byte.value == pytest.approx(1.5)
+    gate = mix.row(GATE)
+    low, high = gate.bits_per_byte.low, gate.bits_per_byte.high
+    assert low is not None and high is not None and low < 3.0 < high
+    assert gate.to_braid is not None
+    difference = gate.to_braid.bits_per_byte
+    assert (difference.low, difference.high) == (pytest.approx(1.5), pytest.approx(1.5))
