@@ -23,7 +23,7 @@ RUN_TIMEOUT_S = 3600.0
 
 
 class RunPool(Generic[SpecT, ResultT]):
-    """A context manager.
+    """A context manager. Processes start with the first run that is not finished.
 
     Args:
         factory: makes, in each process, an object whose ``run(spec)`` gives a result.
@@ -42,19 +42,14 @@ class RunPool(Generic[SpecT, ResultT]):
         self._progress = progress
         self._finished = finished
         self._done = self._total = 0
+        self._is_staffed = False
         self._counting = threading.Lock()
         self._crew = Crew()
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def __enter__(self) -> RunPool[SpecT, ResultT]:
         self._crew.__enter__()
-        try:
-            workers = [self._crew.hire(f"run {index}", self._factory) for index in range(usable_cores())]
-            self._crew.wait_ready(workers, self._idle.put)
-        except BaseException:
-            self._crew.__exit__(None, None, None)
-            raise
-        self._threads = ThreadPoolExecutor(len(workers))
+        self._threads = ThreadPoolExecutor(usable_cores())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -65,6 +60,10 @@ class RunPool(Generic[SpecT, ResultT]):
         """In the order of the specs. Raises: BraidError if one fails."""
         specs = list(specs)
         self._total += len(specs)
+        if not self._is_staffed and any(self._finished.find(spec) is None for spec in specs):
+            self._is_staffed = True
+            workers = [self._crew.hire(f"run {index}", self._factory) for index in range(usable_cores())]
+            self._crew.wait_ready(workers, self._idle.put)
         return list(self._threads.map(self._run_one, specs))
 
     def _run_one(self, spec: SpecT) -> ResultT:

@@ -60,8 +60,8 @@ def specialists(
 ) -> None:
     """Two specialists, of code and of prose, on text that mixes both: braid, gates, ensembles, soup, LoRA.
 
-    The figures to look at: the braid against the *gate per token*, which weighs the specialists' probabilities and
-    lets them tell each other nothing, and against the *no-cross control*, the same modules with the connections
+    The figures to look at: the braid against the *token gate*, which weighs the specialists' probabilities and
+    lets them tell each other nothing, and against the *no-cross controls*, the same modules with the connections
     between the models cut. `--seed 0` runs one seed, and a command that was ended goes on where it was:
 
     `braid bench worth specialists --plot worth.png --json > worth.json`

@@ -9,7 +9,7 @@ import pytest
 
 from braid_orchestrator.bench.finished_runs import FinishedRuns
 from braid_orchestrator.bench.run_pool import RunPool
-from braid_rpc.errors import BraidError
+from braid_rpc.errors import BraidError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,16 @@ def test_results_come_in_order_and_finished_runs_are_kept(tmp_path: Path) -> Non
     assert sorted(done for _, done, _ in told) == [1, 2, 3]
     assert {total for _, _, total in told} == {3}
     assert FinishedRuns(path, Spec, Result).find(Spec(4)) == Result(16)
+
+
+def unavailable() -> Squarer:
+    raise UnavailableError("nobody")
+
+
+def test_processes_start_only_where_a_run_is_not_finished(tmp_path: Path) -> None:
+    finished = FinishedRuns(tmp_path / "runs.jsonl", Spec, Result)
+    finished.note(Spec(2), Result(4))
+    with RunPool(unavailable, lambda spec: "", lambda *what: None, finished) as pool:
+        assert pool.run([Spec(2)]) == [Result(4)]
+        with pytest.raises(BraidError, match="nobody"):
+            pool.run([Spec(2), Spec(3)])
