@@ -41,7 +41,6 @@ from braid_orchestrator.bench.worth.specialist_models import (
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, ParentRecipe
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.demo.pretrain import make_model, next_token_loss
-from braid_orchestrator.inprocess.fusion_training import train_fusion
 from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_services.shard.backend import ShardBackend
@@ -178,8 +177,7 @@ class Contest:
         def score(token_ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> Tensor:
             return run_pass(shards, stack, token_ids_T, lengths, targets_T).target_logprobs
 
-        record = train_fusion(backends, stack, self._windows(), config, evaluate=lambda: evaluate(score))
-        return Trained(score, record.num_parameters, record)
+        return self._fit(stack, partial(_loss, score), config, score, evaluate)
 
     def _build(self, contestant: StackContestant, backends: Sequence[ShardBackend]) -> FusionStack:
         hidden = self.braid.gate_hidden
