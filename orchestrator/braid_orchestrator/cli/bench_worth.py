@@ -66,7 +66,7 @@ def specialists(
 
     `braid bench worth specialists --plot worth.png --json > worth.json`
 
-    Takes a quarter of an hour per seed on two idle cores, and 3 GB of memory. With `--quick` one minute, and no
+    Takes about half an hour per seed on two idle cores, and 3 GB of memory. With `--quick` one minute, and no
     meaning.
     """
     from braid_orchestrator.bench.worth.specialist_plot import plot_specialists
