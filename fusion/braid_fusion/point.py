@@ -44,7 +44,9 @@ class FusionPoint(nn.Module):
 
     Besides the strategy's own options, every point takes ``cross`` (default true). False cuts what passes
     between the shards: for each receiver, all other shards' states are zeros. That is the control which tells
-    what shards gain from each other, as against from trained modules alone.
+    what shards gain from each other, as against from trained modules alone. And ``dropout`` (default 0): the share
+    of each entering state's numbers that are zeros in training (and the others larger accordingly), so that a small
+    training set is not learned by heart.
     """
 
     def __init__(self, plan: BraidPlan, point: PlanPoint, generator: Generator | None) -> None:
@@ -57,6 +59,7 @@ class FusionPoint(nn.Module):
         self.cross = options.pop("cross", True)
         if not isinstance(self.cross, bool):
             raise PlanError(f"cross: got {self.cross!r}, expected true or false")
+        self.dropout = _share("dropout", options.pop("dropout", 0.0))
         self.inputs = nn.ModuleList(
             linear(width, point.fusion_width, generator)
             if self.normalises
@@ -114,6 +117,7 @@ class FusionPoint(nn.Module):
         state_TD = state_TD.to(project.weight.dtype)  # type: ignore[arg-type]
         if self.normalises:
             state_TD = functional.layer_norm(state_TD, state_TD.shape[-1:])
+        state_TD = functional.dropout(state_TD, self.dropout, self.training)
         entered_TF: Tensor = project(state_TD)
         return entered_TF
 
@@ -168,6 +172,12 @@ class FusionPoint(nn.Module):
                     f"state of shard {name!r}: got {state_TD.dtype} {tuple(state_TD.shape)}, "
                     f"expected floats {(num_rows, width)}"
                 )
+
+
+def _share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise PlanError(f"{name}: got {value!r}, expected a number from 0 to less than 1")
+    return float(value)
 
 
 def entropy(weights: Tensor) -> Tensor:

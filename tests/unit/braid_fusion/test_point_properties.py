@@ -175,6 +175,19 @@ def test_no_cross_cuts_what_passes_between_shards(make_plan, states, trained, st
 
 
 @every_strategy
+def test_dropout_is_for_training_only(make_plan, states, trained, strategy, options) -> None:
+    stack = trained(FusionStack(make_plan(strategy, options={**options, "dropout": 0.3})))
+    without = trained(FusionStack(make_plan(strategy, options=options)))
+    without.load_state_dict(stack.state_dict())
+    rows, context = states(6), FusionContext.whole([6])
+    torch.manual_seed(0)
+    dropped = stack.train().fuse(0, rows, context).states[0]
+    assert not torch.allclose(dropped, stack.fuse(0, rows, context).states[0])
+    served = stack.eval().fuse(0, rows, context).states
+    assert all(torch.equal(a, b) for a, b in zip(served, without.fuse(0, rows, context).states, strict=True))
+
+
+@every_strategy
 def test_metrics_are_tensors_that_carry_gradients(make_plan, states, trained, strategy, options) -> None:
     stack = trained(FusionStack(make_plan(strategy, options=options)))
     metrics = stack.fuse(0, states(6), FusionContext.whole([6])).metrics

@@ -1,0 +1,225 @@
+"""Who takes part in arithmetic over keys, what of each is trained, and how it answers.
+
+All that are trained get the same exercises in the same order, and as many steps. The two models stay as they are.
+
+Shapes: T packed rows, R rows of answers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from braid_fusion.stack import FusionStack
+from braid_fusion.training import OptimiserConfig, ScheduleConfig, Trainer, TrainerConfig
+from braid_orchestrator.assembly import resolve_plan
+from braid_orchestrator.bench.adapters import add_lora, num_trainable
+from braid_orchestrator.bench.worth.key_exercises import (
+    Exercise,
+    ExerciseBatch,
+    ExerciseBatches,
+    KeyTasks,
+    pack,
+)
+from braid_orchestrator.bench.worth.key_matching import MatchingPairs, matching_loss
+from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, make_parent
+from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
+from braid_orchestrator.training.braid_pass import run_pass
+from braid_orchestrator.training.local import LocalTrainingShard
+from braid_orchestrator.training.loss import braid_loss
+from braid_orchestrator.training.ports import TrainingShard
+from braid_services.shard.backend import ShardBackend
+from braid_services.shard.config import ShardConfig
+
+# Natural log-probabilities (R, V) of what follows the rows that are answered.
+Predict = Callable[[ExerciseBatch], Tensor]
+
+UNIFORM, GLOBAL, GATE = "uniform mix", "global mix", "gate per token"
+LORA = "LoRA on the calculator"
+RANDOM, NO_CROSS, UNMATCHED = "braid with a random partner", "no-cross control", "braid, not matched"
+BRAID = "braid"
+EXERCISES_AT_ONCE = 250
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTrainingRecipe:
+    """``match_steps`` of state matching, then ``num_steps`` of the language-model loss; what has nothing to match
+    takes all of them for the loss. ``mix``: shares of compositions, calculations, substitutions."""
+
+    match_steps: int = 300
+    num_steps: int = 400
+    match_learning_rate: float = 5e-3
+    learning_rate: float = 1e-3
+    readout_learning_rate: float = 3e-3
+    lora_learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    step_exercises: int = 96
+    mix: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    fusion_width: int = 128
+    dropout: float = 0.3
+
+    def config(self, num_steps: int, learning_rate: float) -> TrainerConfig:
+        """AdamW with warm-up and a cosine."""
+        return TrainerConfig(
+            max_steps=num_steps,
+            optimiser=OptimiserConfig(learning_rate=learning_rate, weight_decay=self.weight_decay),
+            schedule=ScheduleConfig(warmup=0.05, shape="cosine"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StackContestant:
+    """Both models under a readout, perhaps with a point between them."""
+
+    readout: Literal["mixture", "gate"] = "gate"
+    has_point: bool = True
+    cross: bool = True
+    is_matched: bool = True
+    is_trained: bool = True
+    partner: Literal["table", "random"] = "table"
+
+
+STACKS: Mapping[str, StackContestant] = {
+    UNIFORM: StackContestant("mixture", has_point=False, is_matched=False, is_trained=False),
+    GLOBAL: StackContestant("mixture", has_point=False, is_matched=False),
+    GATE: StackContestant(has_point=False, is_matched=False),
+    NO_CROSS: StackContestant(cross=False),
+    RANDOM: StackContestant(partner="random"),
+    UNMATCHED: StackContestant(is_matched=False),
+    BRAID: StackContestant(),
+}
+CONTESTANTS = (LORA, *STACKS)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyContest:
+    """What all contestants of one seed have in common."""
+
+    tasks: KeyTasks
+    table: LlamaForCausalLM
+    calculator: LlamaForCausalLM
+    parents: KeyParentRecipe
+    training: KeyTrainingRecipe
+
+    def train(self, who: str) -> tuple[Predict, int]:
+        """One of `CONTESTANTS`: what answers, and how many numbers were trained. Raises: TrainingError."""
+        if who == LORA:
+            return self._lora()
+        contestant, training = STACKS[who], self.training
+        shards, stack = self.build(contestant)
+        if contestant.is_matched:
+            config = training.config(training.match_steps, training.match_learning_rate)
+            compose, calculate, _ = training.mix
+            pairs = MatchingPairs(self.tasks, compose / (compose + calculate), training.step_exercises)
+            Trainer(stack, matching_loss(shards, stack), pairs, config).run()
+        if contestant.is_trained:
+            loss_of = braid_loss(shards, stack)
+            num_steps = training.num_steps + (0 if contestant.is_matched else training.match_steps)
+            rate = training.learning_rate if contestant.is_matched else training.readout_learning_rate
+            config = training.config(num_steps, rate)
+            Trainer(stack, lambda exercises: loss_of(pack(exercises)), self._exercises(), config).run()
+        stack.eval()
+
+        def predict(batch: ExerciseBatch) -> Tensor:
+            rows = batch.loss_rows_R.tolist()
+            output = run_pass(
+                shards, stack, batch.token_ids_T, batch.lengths, batch.targets_R, rows, want_log_probs=True
+            )
+            if output.log_probs is None:
+                raise RuntimeError("a pass gave less than it was asked for")
+            return output.log_probs
+
+        return predict, stack.num_parameters() if contestant.is_trained else 0
+
+    def build(self, contestant: StackContestant) -> tuple[list[TrainingShard], FusionStack]:
+        """Its shards, the calculator first, and its modules, untrained."""
+        partner = self.table
+        if contestant.partner == "random":
+            partner = make_parent(TABLE, self.parents, self.tasks.seed + _RANDOM_SEED).eval()
+        shards: list[TrainingShard] = [_shard(CALCULATOR, self.calculator), _shard(TABLE, partner)]
+        point = PointConfig(
+            # Where a key has been read the calculator, before its first layer, hears what it is worth.
+            {CALCULATOR: 0, TABLE: partner.config.num_hidden_layers - 1},
+            strategy="mlp",
+            fusion_width=self.training.fusion_width,
+            receivers=(CALCULATOR,),
+            options={"cross": contestant.cross, "dropout": self.training.dropout},
+        )
+        config = BraidConfig(
+            name="keys",
+            anchor=CALCULATOR,
+            shards=tuple(ShardConfig(shard.name, "in memory") for shard in shards),
+            points=(point,) if contestant.has_point else (),
+            readout=ReadoutConfig(contestant.readout),
+            seed=self.tasks.seed,
+        )
+        return shards, FusionStack(resolve_plan(config, [shard.card for shard in shards]))
+
+    def _lora(self) -> tuple[Predict, int]:
+        _, braid = self.build(STACKS[BRAID])
+        adapted: Any = add_lora(deepcopy(self.calculator), braid.num_parameters(), self.tasks.seed)
+        training = self.training
+
+        def loss_of(exercises: list[Exercise]) -> Tensor:
+            batch = pack(exercises)
+            return functional.cross_entropy(_logits(adapted, batch), batch.targets_R)
+
+        config = training.config(training.match_steps + training.num_steps, training.lora_learning_rate)
+        Trainer(adapted, loss_of, self._exercises(), config).run()
+        adapted.eval()
+        return model_predict(adapted), num_trainable(adapted)
+
+    def _exercises(self) -> ExerciseBatches:
+        tasks, (compose, calculate, _) = self.tasks, self.training.mix
+
+        def make(draw: Random) -> Exercise:
+            share = draw.random()
+            if share < compose:
+                return tasks.compose(draw, tasks.trained_keys)
+            if share < compose + calculate:
+                return tasks.calculate(draw)
+            return tasks.substitute(draw, tasks.trained_keys)
+
+        return ExerciseBatches(make, self.training.step_exercises, f"exercises {tasks.seed}")
+
+
+def model_predict(model: Any) -> Predict:
+    """What a model of transformers answers."""
+
+    def predict(batch: ExerciseBatch) -> Tensor:
+        return _logits(model, batch).log_softmax(-1)
+
+    return predict
+
+
+@torch.inference_mode()
+def share_solved(predict: Predict, exercises: Sequence[Exercise]) -> float:
+    """How many of the exercises are answered without a wrong character when each is the likeliest one, as greedy
+    generation would."""
+    solved = 0
+    for begin in range(0, len(exercises), EXERCISES_AT_ONCE):
+        batch = pack(exercises[begin : begin + EXERCISES_AT_ONCE])
+        is_right_R = predict(batch).argmax(-1) == batch.targets_R
+        solved += sum(bool(rows.all()) for rows in is_right_R.split(list(batch.rows_E)))
+    return solved / len(exercises)
+
+
+def _logits(model: Any, batch: ExerciseBatch) -> Tensor:
+    shape = (len(batch.lengths), batch.lengths[0])
+    logits_TV: Tensor = model(input_ids=batch.token_ids_T.view(shape), use_cache=False).logits.flatten(0, 1)
+    return logits_TV[batch.loss_rows_R]
+
+
+def _shard(name: str, model: LlamaForCausalLM) -> LocalTrainingShard:
+    return LocalTrainingShard(ShardBackend.from_model(model, None, ShardConfig(name, "in memory")))
+
+
+_RANDOM_SEED = 1000  # far from those of the models

@@ -1,0 +1,249 @@
+"""Arithmetic over keys, the tasks: a secret table of keys and numbers, and what is to be answered.
+
+Three kinds of exercise, in columns as a table prints them: texts stand to the left of their field, numbers to the
+right. A field is as wide as a key and all digits but one.
+
+    substitute    "ab +cd >"   →  " 37+ 42"      knows the table
+    calculate     " 37+ 42="   →  "97"           the sum, 79, with its last digit first
+    compose       "ab +cd ="   →  "97"           the same over keys: nobody is trained on it but what is compared
+
+Knows no model. After CALM (arXiv 2401.02412), section 4.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ALPHABET = "\n " + string.ascii_letters + string.digits + "+-=>"
+START = "\n"  # every exercise begins with the end of a line before it
+_IDS = {character: index for index, character in enumerate(ALPHABET)}
+HELD_OUT_ONE_IN = 10
+
+SUBSTITUTE, CALCULATE = "substitution", "plain arithmetic"
+COMPOSE, COMPOSE_UNSEEN = "expressions unseen in training", "expressions over keys unseen in training"
+TASKS = (SUBSTITUTE, CALCULATE, COMPOSE, COMPOSE_UNSEEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A line of text in parts; those that are answers count."""
+
+    parts: tuple[tuple[str, bool], ...]
+
+    @property
+    def text(self) -> str:
+        """With the start."""
+        return START + "".join(text for text, _ in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecipe:
+    """``num_keys`` keys of two letters or more stand for numbers of exactly ``num_digits`` digits; expressions over
+    the first ``num_trained`` of them may be trained on. Expressions have ``num_operands`` operands."""
+
+    num_keys: int = 1000
+    num_trained: int = 200
+    num_digits: int = 2
+    num_operands: int = 2
+
+    @property
+    def key_length(self) -> int:
+        """Of all keys: so many letters that there are twice as many keys as are needed, or nearly."""
+        return 2 if self.num_keys <= 2000 else 3
+
+    @property
+    def field(self) -> int:
+        """How many characters an operand takes."""
+        return self.key_length + self.num_digits - 1
+
+    @property
+    def length(self) -> int:
+        """Of the longest exercise: operands with operators, twice, two marks and the start."""
+        return 2 * self.num_operands * (self.field + 1) + 2
+
+
+@dataclass(frozen=True)
+class KeyTasks:
+    """The table of one seed, and exercises about it."""
+
+    recipe: KeyRecipe
+    seed: int
+
+    @cached_property
+    def values(self) -> dict[str, int]:
+        """The table. No key has a letter twice in a row, which a model that sees no start could not tell from one."""
+        draw = random.Random(f"keys {self.seed}")
+        names = [
+            "".join(letters)
+            for letters in itertools.product(string.ascii_letters, repeat=self.recipe.key_length)
+            if all(one != next_one for one, next_one in itertools.pairwise(letters))
+        ]
+        low, high = 10 ** (self.recipe.num_digits - 1), 10**self.recipe.num_digits
+        return {key: draw.randrange(low, high) for key in draw.sample(names, self.recipe.num_keys)}
+
+    @cached_property
+    def trained_keys(self) -> list[str]:
+        """Whose expressions may be trained on."""
+        return list(self.values)[: self.recipe.num_trained]
+
+    @cached_property
+    def unseen_keys(self) -> list[str]:
+        """All others."""
+        return list(self.values)[self.recipe.num_trained :]
+
+    def substitute(self, draw: random.Random, keys: Sequence[str] | None = None) -> Exercise:
+        """A key, or an expression over keys, and the same in numbers."""
+        known = list(self.values) if keys is None else keys
+        count = 1 if draw.random() < 0.3 else self.recipe.num_operands
+        operands, operators = self._expression(draw, known, count)
+        numbers = [self._number(self.values[key]) for key in operands]
+        asked = _join([self._key(key) for key in operands], operators)
+        return Exercise(((asked + ">", False), (_join(numbers, operators) + "\n", True)))
+
+    def glossed(self, draw: random.Random) -> Exercise:
+        """An expression over keys, behind some of which stands what they are worth: how the table is learned."""
+        count = draw.randrange(1, self.recipe.num_operands + 2)
+        operands, operators = self._expression(draw, list(self.values), count)
+        parts: list[tuple[str, bool]] = []
+        for index, key in enumerate(operands):
+            parts.append(((operators[index - 1] if index else "") + self._key(key), False))
+            if index == count - 1 or draw.random() < 0.5:
+                parts.append((str(self.values[key]), True))
+        return Exercise(tuple(parts))
+
+    def calculate(self, draw: random.Random, *, held_out: bool = False) -> Exercise:
+        """An expression over numbers. A tenth of all expressions over numbers as the table has them is held out, and
+        only these are asked for with ``held_out``; otherwise there are smaller numbers among them."""
+        low, high = 10 ** (self.recipe.num_digits - 1), 10**self.recipe.num_digits
+        while True:
+            numbers = [draw.randrange(low if held_out else 0, high) for _ in range(self.recipe.num_operands)]
+            operators = [draw.choice("+-") for _ in numbers[1:]]
+            if (min(numbers) >= low and _is_held_out(_join(map(str, numbers), operators))) == held_out:
+                asked = _join([self._number(number) for number in numbers], operators)
+                return Exercise(((asked + "=", False), (_answer(numbers, operators), True)))
+
+    def compose(self, draw: random.Random, keys: Sequence[str], *, held_out: bool | None = False) -> Exercise:
+        """An expression over keys. ``held_out``: whether of the tenth that is; None: either."""
+        while True:
+            operands, operators = self._expression(draw, keys, self.recipe.num_operands)
+            if held_out is None or _is_held_out(_join(operands, operators)) == held_out:
+                numbers = [self.values[key] for key in operands]
+                asked = _join([self._key(key) for key in operands], operators)
+                return Exercise(((asked + "=", False), (_answer(numbers, operators), True)))
+
+    def substituted(self, exercise: Exercise) -> Exercise:
+        """A composition with its keys replaced by their numbers, character by character in the same places."""
+        (asked, _), *rest = exercise.parts
+        width = self.recipe.field
+        fields = [asked[begin : begin + width] for begin in range(0, len(asked) - 1, width + 1)]
+        operators = [asked[begin] for begin in range(width, len(asked) - 1, width + 1)]
+        numbers = [self._number(self.values[field.rstrip()]) for field in fields]
+        return Exercise(((_join(numbers, operators) + "=", False), *rest))
+
+    def tests(self, count: int) -> dict[str, list[Exercise]]:
+        """By task, always the same ones: none of the last three kinds is in any training."""
+        draw = random.Random(f"tests {self.seed}")
+        make: dict[str, Callable[[], Exercise]] = {
+            SUBSTITUTE: lambda: self.substitute(draw),
+            CALCULATE: lambda: self.calculate(draw, held_out=True),
+            COMPOSE: lambda: self.compose(draw, self.trained_keys, held_out=True),
+            COMPOSE_UNSEEN: lambda: self.compose(draw, self.unseen_keys, held_out=None),
+        }
+        return {task: [make[task]() for _ in range(count)] for task in TASKS}
+
+    def _expression(
+        self, draw: random.Random, keys: Sequence[str], count: int
+    ) -> tuple[list[str], list[str]]:
+        return [draw.choice(keys) for _ in range(count)], [draw.choice("+-") for _ in range(count - 1)]
+
+    def _key(self, key: str) -> str:
+        return key.ljust(self.recipe.field)
+
+    def _number(self, number: int) -> str:
+        return str(number).rjust(self.recipe.field)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExerciseBatch:
+    """Exercises, one after the other, all as long as the longest, which is quicker than as long as they are: a
+    `training.loss.Batch`. ``rows_E`` counts the answered characters of each."""
+
+    token_ids_T: Tensor  # noqa: N815 - shape letters
+    lengths: tuple[int, ...]
+    loss_rows_R: Tensor  # noqa: N815 - shape letters
+    targets_R: Tensor  # noqa: N815 - shape letters
+    rows_E: tuple[int, ...]  # noqa: N815 - shape letters
+
+    @property
+    def num_targets(self) -> int:
+        """How many characters are answered."""
+        return self.targets_R.shape[0]
+
+
+def encode(text: str) -> list[int]:
+    """A token per character. Raises: KeyError for one that is not in `ALPHABET`."""
+    return [_IDS[character] for character in text]
+
+
+def pack(exercises: Sequence[Exercise]) -> ExerciseBatch:
+    """Without the last character of each, which nothing is predicted from."""
+    length = max(len(exercise.text) for exercise in exercises) - 1
+    ids: list[int] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    counts = []
+    for exercise in exercises:
+        text, begin = encode(exercise.text), len(ids)
+        at = len(START)
+        counted = []
+        for part, counts_here in exercise.parts:
+            counted += range(at, at + len(part)) if counts_here else ()
+            at += len(part)
+        ids += encode(exercise.text[:-1].ljust(length, START))
+        rows += [begin + index - 1 for index in counted]
+        targets += [text[index] for index in counted]
+        counts.append(len(counted))
+    lengths = (length,) * len(exercises)
+    return ExerciseBatch(torch.tensor(ids), lengths, torch.tensor(rows), torch.tensor(targets), tuple(counts))
+
+
+@dataclass(frozen=True, slots=True)
+class ExerciseBatches:
+    """Endless batches of ``size`` exercises that ``make`` gives; the same ones each time they are asked for."""
+
+    make: Callable[[random.Random], Exercise]
+    size: int
+    seed: str
+
+    def __iter__(self) -> Iterator[list[Exercise]]:
+        draw = random.Random(self.seed)
+        while True:
+            yield [self.make(draw) for _ in range(self.size)]
+
+
+def _join(operands: Sequence[str] | Iterator[str], operators: Sequence[str]) -> str:
+    return "".join(itertools.chain(*itertools.zip_longest(operands, operators, fillvalue="")))
+
+
+def _answer(numbers: Sequence[int], operators: Sequence[str]) -> str:
+    """With the last digit first, as one calculates by hand; a minus stands before it."""
+    result = numbers[0]
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        result += number if operator == "+" else -number
+    return ("-" if result < 0 else "") + str(abs(result))[::-1] + "\n"
+
+
+def _is_held_out(expression: str) -> bool:
+    """The same on every machine."""
+    code = 0
+    for character in expression:
+        code = (code * 131 + ord(character)) % 1_000_003
+    return code % HELD_OUT_ONE_IN == 0

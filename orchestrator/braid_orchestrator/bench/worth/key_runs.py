@@ -1,0 +1,108 @@
+"""One run of arithmetic over keys: a model trained from nothing, or a contestant.
+
+Everything that decides a run is in its spec; it is done in a process of its own, on one core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from braid_orchestrator.bench.worth.key_contestants import (
+    CONTESTANTS,
+    KeyContest,
+    KeyTrainingRecipe,
+    model_predict,
+    share_solved,
+)
+from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
+from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, train_parent
+
+PARENTS = (TABLE, CALCULATOR)
+EVERYBODY = (*PARENTS, *CONTESTANTS)
+
+
+@dataclass(frozen=True, slots=True)
+class KeysRecipe:
+    """All settings of the experiment but its seed. ``num_tests`` exercises of each task."""
+
+    keys: KeyRecipe = field(default_factory=KeyRecipe)
+    parents: KeyParentRecipe = field(default_factory=KeyParentRecipe)
+    training: KeyTrainingRecipe = field(default_factory=KeyTrainingRecipe)
+    num_tests: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class KeysSpec:
+    """``who``: one of `EVERYBODY`."""
+
+    who: str
+    seed: int
+    recipe: KeysRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class KeysResult:
+    """``solved``: the share of exercises by task. ``peak_mib`` is the process's, all its runs so far together."""
+
+    solved: dict[str, float]
+    num_parameters: int
+    seconds: float
+    peak_mib: float
+
+
+class KeysRunner:
+    """Keeps the models that it trains in folders of ``work``; both must be there before a contestant runs."""
+
+    def __init__(self, work: str) -> None:
+        torch.set_num_threads(1)
+        disable_progress_bar()  # transformers would draw one per model into the benchmark's own
+        self._work = Path(work)
+
+    def run(self, spec: KeysSpec) -> KeysResult:
+        """Train, evaluate. Raises: TrainingError, BraidError."""
+        started = time.perf_counter()
+        recipe = spec.recipe
+        tasks = KeyTasks(recipe.keys, spec.seed)
+        if spec.who in PARENTS:
+            model = train_parent(spec.who, tasks, recipe.parents)
+            self._save(model, spec)
+            predict, size = model_predict(model), model.num_parameters()
+        else:
+            table, calculator = (self._load(parent, spec) for parent in PARENTS)
+            contest = KeyContest(tasks, table, calculator, recipe.parents, recipe.training)
+            predict, size = contest.train(spec.who)
+        solved = {
+            task: share_solved(predict, exercises)
+            for task, exercises in tasks.tests(recipe.num_tests).items()
+        }
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        return KeysResult(solved, size, time.perf_counter() - started, peak_mib)
+
+    def _folder(self, parent: str, spec: KeysSpec) -> Path:
+        made_by = json.dumps([asdict(spec.recipe.keys), asdict(spec.recipe.parents)], sort_keys=True)
+        return self._work / f"seed-{spec.seed}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}" / parent
+
+    def _save(self, model: LlamaForCausalLM, spec: KeysSpec) -> None:
+        folder = self._folder(spec.who, spec)
+        building = folder.with_name(f".{folder.name}.building")
+        shutil.rmtree(building, ignore_errors=True)
+        model.save_pretrained(building, safe_serialization=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+
+    def _load(self, parent: str, spec: KeysSpec) -> LlamaForCausalLM:
+        model: Any = LlamaForCausalLM.from_pretrained(self._folder(parent, spec), dtype=torch.float32)
+        return model.eval().requires_grad_(False)  # type: ignore[no-any-return]

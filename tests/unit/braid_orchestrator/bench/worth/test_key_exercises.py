@@ -1,0 +1,150 @@
+"""Arithmetic over keys: answers are right, nothing that is tested is trained on, places agree."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice, pairwise
+
+import pytest
+import torch
+
+from braid_orchestrator.bench.worth.key_exercises import (
+    ALPHABET,
+    CALCULATE,
+    COMPOSE,
+    COMPOSE_UNSEEN,
+    START,
+    SUBSTITUTE,
+    Exercise,
+    ExerciseBatches,
+    KeyRecipe,
+    KeyTasks,
+    encode,
+    pack,
+)
+
+RECIPES = [KeyRecipe(), KeyRecipe(num_keys=5000, num_digits=3, num_operands=3)]
+
+
+@pytest.fixture(params=RECIPES, ids=["small", "large"])
+def tasks(request: pytest.FixtureRequest) -> KeyTasks:
+    return KeyTasks(request.param, seed=3)
+
+
+def asked_and_answer(exercise: Exercise) -> tuple[str, str]:
+    (asked, asked_counts), (answer, answer_counts) = exercise.parts
+    assert (asked_counts, answer_counts) == (False, True)
+    return asked, answer
+
+
+def in_numbers(tasks: KeyTasks, asked: str) -> str:
+    """What Python can calculate."""
+    for key in sorted(set("".join(c if c.isalpha() else " " for c in asked).split())):
+        asked = asked.replace(key, str(tasks.values[key]))
+    return asked.rstrip("=>").replace(" ", "")
+
+
+def value(answer: str) -> int:
+    sign, digits = (-1, answer[1:]) if answer.startswith("-") else (1, answer)
+    return sign * int(digits.strip()[::-1])
+
+
+def test_a_table_is_its_seed_and_has_numbers_of_one_length(tasks: KeyTasks) -> None:
+    recipe = tasks.recipe
+    assert tasks.values == KeyTasks(recipe, 3).values != KeyTasks(recipe, 4).values
+    assert len(tasks.values) == recipe.num_keys == len(tasks.trained_keys) + len(tasks.unseen_keys)
+    assert len(tasks.trained_keys) == recipe.num_trained
+    assert not set(tasks.trained_keys) & set(tasks.unseen_keys)
+    assert {len(str(number)) for number in tasks.values.values()} == {recipe.num_digits}
+    assert all(one != after for key in tasks.values for one, after in pairwise(key))
+
+
+def test_answers_are_right(tasks: KeyTasks) -> None:
+    draw = random.Random(1)
+    for _ in range(200):
+        for exercise in (tasks.calculate(draw), tasks.compose(draw, tasks.trained_keys, held_out=None)):
+            asked, answer = asked_and_answer(exercise)
+            assert value(answer) == calculated(in_numbers(tasks, asked))
+        asked, answer = asked_and_answer(tasks.substitute(draw))
+        assert in_numbers(tasks, asked) == answer.replace(" ", "").strip()
+
+
+def calculated(expression: str) -> int:
+    total, number, sign = 0, "", 1
+    for character in expression + "+":
+        if character in "+-":
+            total, number, sign = total + sign * int(number), "", 1 if character == "+" else -1
+        else:
+            number += character
+    return total
+
+
+def test_a_substituted_expression_has_its_numbers_where_its_keys_were(tasks: KeyTasks) -> None:
+    draw = random.Random(2)
+    for _ in range(100):
+        exercise = tasks.compose(draw, tasks.trained_keys)
+        asked, answer = asked_and_answer(exercise)
+        meant, same_answer = asked_and_answer(tasks.substituted(exercise))
+        assert same_answer == answer and len(meant) == len(asked)
+        assert in_numbers(tasks, asked) == in_numbers(tasks, meant)
+        operators = [index for index, character in enumerate(asked) if character in "+-="]
+        assert operators == [index for index, character in enumerate(meant) if character in "+-="]
+        # Every digit stands where the key has been read to its end, or later.
+        for begin in (0, *(index + 1 for index in operators[:-1])):
+            first_digit = next(index for index in range(begin, len(meant)) if meant[index].isdigit())
+            assert first_digit - begin == tasks.recipe.key_length - 1
+
+
+def test_what_is_tested_is_in_no_training(tasks: KeyTasks) -> None:
+    tests = tasks.tests(200)
+    draw = random.Random(3)
+    trained = {tasks.compose(draw, tasks.trained_keys).text for _ in range(3000)}
+    trained |= {tasks.calculate(draw).text for _ in range(3000)}
+    for task in (CALCULATE, COMPOSE, COMPOSE_UNSEEN):
+        assert not trained & {exercise.text for exercise in tests[task]}
+    unseen = set(tasks.unseen_keys)
+    for exercise in tests[COMPOSE_UNSEEN]:
+        asked, _ = asked_and_answer(exercise)
+        keys = "".join(c if c.isalpha() else " " for c in asked).split()
+        assert set(keys) <= unseen and len(keys) == tasks.recipe.num_operands
+    assert all(asked_and_answer(exercise)[0].endswith(">") for exercise in tests[SUBSTITUTE])
+    assert tasks.tests(200) == tests
+
+
+def test_a_gloss_says_what_the_key_before_it_is_worth(tasks: KeyTasks) -> None:
+    draw = random.Random(4)
+    for _ in range(100):
+        parts = tasks.glossed(draw).parts
+        assert parts[-1][1]
+        for (before, _), (text, counts) in pairwise(parts):
+            if counts:
+                assert int(text) == tasks.values[before.strip("+- ")]
+
+
+def test_packed_exercises_predict_their_answers_and_nothing_else(tasks: KeyTasks) -> None:
+    draw = random.Random(5)
+    exercises = [tasks.glossed(draw), tasks.compose(draw, tasks.unseen_keys), tasks.substitute(draw)]
+    batch = pack(exercises)
+    assert len(set(batch.lengths)) == 1 and sum(batch.lengths) == len(batch.token_ids_T)
+    rows = batch.loss_rows_R.split(list(batch.rows_E))
+    targets = batch.targets_R.split(list(batch.rows_E))
+    for index, exercise in enumerate(exercises):
+        begin, text = index * batch.lengths[0], exercise.text
+        answers = "".join(part for part, counts in exercise.parts if counts)
+        assert "".join(ALPHABET[token] for token in targets[index].tolist()) == answers
+        for row, target in zip(rows[index].tolist(), targets[index].tolist(), strict=True):
+            read = "".join(ALPHABET[token] for token in batch.token_ids_T[begin : row + 1].tolist())
+            assert text.startswith(read + ALPHABET[target])
+        assert batch.token_ids_T[begin] == encode(START)[0]
+
+
+def test_batches_come_again(tasks: KeyTasks) -> None:
+    batches = ExerciseBatches(tasks.calculate, 4, "seed")
+    assert list(islice(batches, 3)) == list(islice(batches, 3))
+    assert list(islice(batches, 2)) != list(islice(ExerciseBatches(tasks.calculate, 4, "other"), 2))
+
+
+def test_no_text_is_longer_than_the_recipe_says(tasks: KeyTasks) -> None:
+    texts = [exercise.text for exercises in tasks.tests(100).values() for exercise in exercises]
+    assert max(map(len, texts)) <= tasks.recipe.length
+    assert torch.tensor([encode(text)[0] for text in texts]).eq(encode(START)[0]).all()
