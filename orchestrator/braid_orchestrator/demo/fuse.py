@@ -98,7 +98,7 @@ def load_braid(config: BraidConfig, versions: Path) -> DemoBraid:
     backends = tuple(ShardBackend.load(replace(shard, threads=0)) for shard in config.shards)
     stack = FusionStack(resolve_plan(config, [backend.card for backend in backends]))
     load_weights(stack, versions / WEIGHTS_VERSION)
-    return DemoBraid(backends, stack)
+    return DemoBraid(backends, stack.eval())
 
 
 def held_out_texts(corpus: Corpus, recipe: DemoRecipe) -> dict[str, list[str]]:

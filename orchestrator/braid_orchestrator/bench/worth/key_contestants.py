@@ -208,7 +208,7 @@ def share_solved(predict: Predict, exercises: Sequence[Exercise]) -> float:
     for begin in range(0, len(exercises), EXERCISES_AT_ONCE):
         batch = pack(exercises[begin : begin + EXERCISES_AT_ONCE])
         is_right_R = predict(batch).argmax(-1) == batch.targets_R
-        solved += sum(bool(rows.all()) for rows in is_right_R.split(list(batch.rows_E)))
+        solved += sum(bool(rows.all()) for rows in torch.split(is_right_R, list(batch.rows_E)))
     return solved / len(exercises)
 
 

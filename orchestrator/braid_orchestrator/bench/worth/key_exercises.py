@@ -203,7 +203,7 @@ def pack(exercises: Sequence[Exercise]) -> ExerciseBatch:
     for exercise in exercises:
         text, begin = encode(exercise.text), len(ids)
         at = len(START)
-        counted = []
+        counted: list[int] = []
         for part, counts_here in exercise.parts:
             counted += range(at, at + len(part)) if counts_here else ()
             at += len(part)

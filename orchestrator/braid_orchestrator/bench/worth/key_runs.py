@@ -105,4 +105,4 @@ class KeysRunner:
 
     def _load(self, parent: str, spec: KeysSpec) -> LlamaForCausalLM:
         model: Any = LlamaForCausalLM.from_pretrained(self._folder(parent, spec), dtype=torch.float32)
-        return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+        return model.eval().requires_grad_(False)
