@@ -116,6 +116,19 @@ def test_train_takes_the_same_steps_over_grpc_as_in_process() -> None:
         assert all(0 < kept <= value["settings"]["training_bytes"] for kept in one["kept_bytes"])
 
 
+def test_worth_keys_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    picture = tmp_path / "plots" / "keys.png"
+    arguments = ("worth", "keys", "--work", str(tmp_path / "work"), "--plot", str(picture))
+    value = run(*arguments)
+    runs = value["raw"]["runs"]["0"]
+    assert {"table", "calculator", "braid", "gate per token"} < set(runs) and len(runs) == 10
+    assert all(runs[model]["num_parameters"] > 1000 for model in ("table", "calculator", "braid"))
+    assert all(len(one["solved"]) == 4 for one in runs.values())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = run(*arguments)
+    assert again["raw"]["runs"] == value["raw"]["runs"]
+
+
 def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
     picture = tmp_path / "plots" / "specialists.png"
     arguments = ("worth", "specialists", "--work", str(tmp_path / "work"), "--plot", str(picture))

@@ -85,3 +85,43 @@ def specialists(
     if plot is not None:
         plot_specialists(report, plot)
     show(report, as_json, markdown)
+
+
+@app.command()
+def keys(
+    seed: SeedOption = None,
+    work: Annotated[
+        Path,
+        typer.Option(
+            file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
+        ),
+    ] = Path(".braid/worth/keys"),
+    plot: PlotOption = None,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Arithmetic over keys: one model knows numbers by their keys, one calculates; only together they can do both.
+
+    The figures to look at: expressions over keys, which neither model can answer, nor any mix of their outputs. The
+    braid also has to keep what each model can do alone. `--seed 0` runs one seed, and a command that was ended goes
+    on where it was:
+
+    `braid bench worth keys --plot keys.png --json > keys.json`
+
+    Takes a quarter of an hour per seed on two idle cores, and 2 GB of memory. With `--quick` half a minute, and no
+    meaning.
+    """
+    from braid_orchestrator.bench.worth.key_plot import plot_keys
+    from braid_orchestrator.bench.worth.keys import KeysOptions, run_keys
+
+    options = KeysOptions()
+    if seed:
+        options = replace(options, seeds=tuple(dict.fromkeys(seed)))
+    if quick:
+        options, work = options.quick(), work / "quick"
+    with progress_bar() as progress:
+        report = run_keys(options, work, progress)
+    if plot is not None:
+        plot_keys(report, plot)
+    show(report, as_json, markdown)

@@ -78,7 +78,7 @@ class KeysRunner:
         if spec.who in PARENTS:
             model = train_parent(spec.who, tasks, recipe.parents)
             self._save(model, spec)
-            predict, size = model_predict(model), model.num_parameters()
+            predict, size = model_predict(model), sum(one.numel() for one in model.parameters())
         else:
             table, calculator = (self._load(parent, spec) for parent in PARENTS)
             contest = KeyContest(tasks, table, calculator, recipe.parents, recipe.training)
