@@ -8,7 +8,7 @@ from typing import Any
 
 from braid_orchestrator.bench.graft_quality import deviation
 from braid_orchestrator.bench.report import Report
-from braid_rpc.errors import InvalidRequestError
+from braid_orchestrator.pictures import new_figure, save_figure
 
 _COLOURS = {"graft": "#4269d0", "lora": "#efb118", "mlp": "#6cc5b0"}
 _LABELS = {"graft": "grafted", "lora": "LoRA", "mlp": "MLP adapter"}
@@ -17,24 +17,17 @@ _LABELS = {"graft": "grafted", "lora": "LoRA", "mlp": "MLP adapter"}
 def plot_graft_quality(report: Report, path: Path) -> None:
     """Points per preset and method with their spread over seeds; and what leaving a component out costs.
 
-    Raises: InvalidRequestError without matplotlib.
+    Raises: ConfigError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidRequestError(
-            f"plot: expected matplotlib: pip install 'braid[plots]' ({error})"
-        ) from error
     models = list(report.raw["bare"])
     has_ablations = bool(report.raw["ablations"])
-    figure = Figure(figsize=(5.2 * len(models), 6.4 if has_ablations else 3.4), layout="constrained")
+    figure = new_figure(5.2 * len(models), 6.4 if has_ablations else 3.4)
     grid = figure.subplots(2 if has_ablations else 1, len(models), squeeze=False)
     for column, model in enumerate(models):
         _draw_contest(grid[0][column], model, report.raw)
         if has_ablations:
             _draw_ablation(grid[1][column], model, report.raw)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_contest(axes: Any, model: str, raw: Any) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
 from braid_orchestrator.cli.options import JsonOption
+from braid_orchestrator.pictures import check_plotting
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -66,7 +67,7 @@ def specialists(
 
     `braid bench worth specialists --plot worth.png --json > worth.json`
 
-    Takes about half an hour per seed on two idle cores, and 3 GB of memory. With `--quick` one minute, and no
+    Many runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
     meaning.
     """
     from braid_orchestrator.bench.worth.specialist_plot import plot_specialists
@@ -80,6 +81,8 @@ def specialists(
         options = replace(options, seeds=tuple(dict.fromkeys(seed)))
     if quick:
         options, work = options.quick(), work / "quick"
+    if plot is not None:
+        check_plotting()
     with progress_bar() as progress:
         report = run_specialists(options, work, progress)
     if plot is not None:
@@ -109,7 +112,7 @@ def keys(
 
     `braid bench worth keys --plot keys.png --json > keys.json`
 
-    Takes a quarter of an hour per seed on two idle cores, and 2 GB of memory. With `--quick` half a minute, and no
+    Ten runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
     meaning.
     """
     from braid_orchestrator.bench.worth.key_plot import plot_keys
@@ -120,6 +123,8 @@ def keys(
         options = replace(options, seeds=tuple(dict.fromkeys(seed)))
     if quick:
         options, work = options.quick(), work / "quick"
+    if plot is not None:
+        check_plotting()
     with progress_bar() as progress:
         report = run_keys(options, work, progress)
     if plot is not None:

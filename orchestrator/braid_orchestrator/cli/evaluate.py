@@ -114,7 +114,7 @@ def evaluate(
     from braid_orchestrator.config.values import FUSION
     from braid_orchestrator.evaluation import Cut, FitOptions, Resampling
     from braid_orchestrator.evaluation.job import EvaluationJob, do_evaluation
-    from braid_orchestrator.evaluation.plot import check_plotting
+    from braid_orchestrator.pictures import check_plotting
     from braid_orchestrator.training.data import ReadingOptions
 
     use_state(state)

@@ -7,19 +7,9 @@ from typing import Any
 
 from braid_orchestrator.evaluation.intervals import Estimate
 from braid_orchestrator.evaluation.report import Report
-from braid_rpc.errors import ConfigError
+from braid_orchestrator.pictures import new_figure, save_figure
 
 _COLOURS = {"shard": "tab:blue", "baseline": "tab:gray", "braid": "tab:orange", "bound": "lightgray"}
-
-
-def check_plotting() -> None:
-    """Raises: ConfigError if matplotlib isn't installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "plot: matplotlib is not installed, expected the extra `plots`: pip install 'braid[plots]'"
-        ) from error
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -27,17 +17,10 @@ def plot_report(report: Report, path: Path) -> None:
 
     Raises: ConfigError if matplotlib isn't installed; OSError.
     """
-    check_plotting()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     has_accuracy = all(row.accuracy is not None for text in report.texts for row in text.rows)
     num_columns = 2 if has_accuracy else 1
     num_bars = max(len(text.rows) for text in report.texts)
-    picture = Figure(
-        figsize=(6.5 * num_columns, (0.32 * num_bars + 0.8) * len(report.texts)), layout="constrained"
-    )
-    FigureCanvasAgg(picture)
+    picture = new_figure(6.5 * num_columns, (0.32 * num_bars + 0.8) * len(report.texts))
     grid = picture.subplots(len(report.texts), num_columns, squeeze=False)
     for text, places in zip(report.texts, grid, strict=True):
         names = [row.name for row in text.rows]
@@ -48,8 +31,7 @@ def plot_report(report: Report, path: Path) -> None:
             shares = [row.accuracy for row in text.rows if row.accuracy is not None]
             _bars(places[1], names, shares, colours, ".1%")
             places[1].set_title("accuracy", fontsize="medium", loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=120, format="png")
+    save_figure(picture, path)
 
 
 def _bars(axes: Any, names: list[str], estimates: list[Estimate], colours: list[str], form: str) -> None:

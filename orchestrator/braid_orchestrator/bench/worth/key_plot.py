@@ -9,7 +9,7 @@ from braid_orchestrator.bench.report import Report
 from braid_orchestrator.bench.worth.key_contestants import BRAID
 from braid_orchestrator.bench.worth.key_exercises import TASKS
 from braid_orchestrator.bench.worth.key_runs import EVERYBODY
-from braid_rpc.errors import InvalidRequestError
+from braid_orchestrator.pictures import new_figure, save_figure
 
 _BRAID, _OTHER = "#4269d0", "#6cc5b0"
 
@@ -17,16 +17,10 @@ _BRAID, _OTHER = "#4269d0", "#6cc5b0"
 def plot_keys(report: Report, path: Path) -> None:
     """The share of exercises that everybody solves, by task, with a dot per seed.
 
-    Raises: InvalidRequestError without matplotlib.
+    Raises: ConfigError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidRequestError(
-            f"plot: expected matplotlib: pip install 'braid[plots]' ({error})"
-        ) from error
     seeds = list(report.raw["runs"].values())
-    figure = Figure(figsize=(3.4 * len(TASKS), 4.4), layout="constrained")
+    figure = new_figure(3.4 * len(TASKS), 4.4)
     grid = figure.subplots(1, len(TASKS), sharey=True)
     for axes, task in zip(grid, TASKS, strict=True):
         for place, who in enumerate(EVERYBODY):
@@ -39,5 +33,4 @@ def plot_keys(report: Report, path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
     grid[0].set_yticks(range(len(EVERYBODY)), EVERYBODY)
     grid[0].invert_yaxis()  # shared by all
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -12,7 +12,7 @@ from braid_orchestrator.bench.worth.specialist_contestants import BRAID
 from braid_orchestrator.bench.worth.specialist_measuring import TEST
 from braid_orchestrator.bench.worth.specialist_report import ORACLE, ROWS
 from braid_orchestrator.bench.worth.specialist_texts import TEXTS
-from braid_rpc.errors import InvalidRequestError
+from braid_orchestrator.pictures import new_figure, save_figure
 
 _COLOURS = {BRAID: "#4269d0", ORACLE: "#aaaaaa"}
 _OTHER = "#6cc5b0"
@@ -21,22 +21,15 @@ _OTHER = "#6cc5b0"
 def plot_specialists(report: Report, path: Path) -> None:
     """Everybody's bits per byte on each text, with the spread over seeds.
 
-    Raises: InvalidRequestError without matplotlib.
+    Raises: ConfigError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidRequestError(
-            f"plot: expected matplotlib: pip install 'braid[plots]' ({error})"
-        ) from error
     seeds = [_rows(runs) for runs in report.raw["runs"].values()]
-    figure = Figure(figsize=(4.2 * len(TEXTS), 5.0), layout="constrained")
+    figure = new_figure(4.2 * len(TEXTS), 5.0)
     grid = figure.subplots(1, len(TEXTS), sharey=True)
     for axes, text in zip(grid, TEXTS, strict=True):
         _draw(axes, text, seeds)
     grid[0].invert_yaxis()  # shared by all
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _rows(runs: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_the_slowest_seed_counts(pool: Pool, tmp_path: Path) -> None:
 
 
 def test_the_picture_has_everybody(pool: Pool, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     report = run_keys(KeysOptions(seeds=(0, 1)), tmp_path)
     plot_keys(report, tmp_path / "plots" / "keys.png")
     assert (tmp_path / "plots" / "keys.png").read_bytes().startswith(b"\x89PNG")
