@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.training import OptimiserConfig, make_optimisers
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.braids import Variant
+from braid_orchestrator.bench.machine import peak_bytes
 from braid_orchestrator.bench.pair import NAMES, ModelSize, make_backend, settle_memory
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.loss import braid_loss
@@ -48,7 +48,7 @@ class TrainerHost:
 
     def __init__(self, variant: Variant, size: ModelSize, targets: Mapping[str, str]) -> None:
         torch.set_num_threads(1)
-        self._before_bytes = _peak_bytes()
+        self._before_bytes = peak_bytes()
         if targets:
             self._shards: list[TrainingShard] = [
                 RemoteTrainingShard(
@@ -77,7 +77,7 @@ class TrainerHost:
 
     def grown_bytes(self) -> int:
         """By how much the process's peak has grown since before it connected."""
-        return _peak_bytes() - self._before_bytes
+        return peak_bytes() - self._before_bytes
 
     def stop(self) -> None:
         """Let go of the shards."""
@@ -103,7 +103,3 @@ class TrainingShardHost:
     def stop(self) -> None:
         """End the service."""
         self._server.stop()
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,11 +5,7 @@ Everything that decides a run is in its spec; it is done in a process of its own
 
 from __future__ import annotations
 
-import hashlib
-import json
-import resource
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +15,7 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from braid_orchestrator.bench.machine import peak_bytes
 from braid_orchestrator.bench.worth.key_contestants import (
     CONTESTANTS,
     KeyContest,
@@ -28,6 +25,7 @@ from braid_orchestrator.bench.worth.key_contestants import (
 )
 from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, train_parent
+from braid_orchestrator.demo.recipe import digest
 
 PARENTS = (TABLE, CALCULATOR)
 EVERYBODY = (*PARENTS, *CONTESTANTS)
@@ -87,13 +85,11 @@ class KeysRunner:
             task: share_solved(predict, exercises)
             for task, exercises in tasks.tests(recipe.num_tests).items()
         }
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-        return KeysResult(solved, size, time.perf_counter() - started, peak_mib)
+        return KeysResult(solved, size, time.perf_counter() - started, peak_bytes() / 2**20)
 
     def _folder(self, parent: str, spec: KeysSpec) -> Path:
-        made_by = json.dumps([asdict(spec.recipe.keys), asdict(spec.recipe.parents)], sort_keys=True)
-        return self._work / f"seed-{spec.seed}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}" / parent
+        made_by = digest([asdict(spec.recipe.keys), asdict(spec.recipe.parents)])
+        return self._work / f"seed-{spec.seed}-{made_by}" / parent
 
     def _save(self, model: LlamaForCausalLM, spec: KeysSpec) -> None:
         folder = self._folder(spec.who, spec)

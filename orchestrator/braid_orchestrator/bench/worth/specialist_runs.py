@@ -6,8 +6,6 @@ spec.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from braid_orchestrator.bench.machine import peak_bytes
 from braid_orchestrator.bench.worth.specialist_contestants import BraidRecipe, Contest, TrainingRecipe
 from braid_orchestrator.bench.worth.specialist_measuring import (
     TEST,
@@ -112,7 +111,7 @@ class SpecialistRunner:
             {row: _windows(by_side) for row, by_side in sums.items()},
             size,
             time.perf_counter() - started,
-            peak_mib(),
+            peak_bytes() / 2**20,
             notes,
         )
 
@@ -185,9 +184,3 @@ def _windows(sums: Sums) -> Windows:
         }
         for name, one in sums[TEST].items()
     }
-
-
-def peak_mib() -> float:
-    """The most memory that this process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
