@@ -54,7 +54,7 @@ class KeyTrainingRecipe:
     """``match_steps`` of state matching, then ``num_steps`` of the language-model loss; what has nothing to match
     takes all of them for the loss. ``mix``: shares of compositions, calculations, substitutions."""
 
-    match_steps: int = 300
+    match_steps: int = 400
     num_steps: int = 400
     match_learning_rate: float = 5e-3
     learning_rate: float = 1e-3
@@ -64,7 +64,7 @@ class KeyTrainingRecipe:
     step_exercises: int = 96
     mix: tuple[float, float, float] = (0.5, 0.25, 0.25)
     fusion_width: int = 128
-    dropout: float = 0.3
+    dropout: float = 0.4
 
     def config(self, num_steps: int, learning_rate: float) -> TrainerConfig:
         """AdamW with warm-up and a cosine."""

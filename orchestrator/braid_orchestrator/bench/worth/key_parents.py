@@ -1,10 +1,15 @@
 """Two small models for arithmetic over keys: one learns the table, the other to calculate. Knows no braid.
 
-What a braid takes from the first has to be there to be taken. A model that only answers with numbers looks them up
-where it answers; so this one also learns by a few heads more which characters come after the next (multi-token
-prediction, arXiv 2404.19737), and then knows a key's number where the key ends. The heads are dropped afterwards.
+Each is trained to be of use to another one, besides doing its own:
 
-Letters: B exercises, L positions, D width, H horizons.
+- What a braid takes from the table has to be there to be taken. A model that only answers with numbers looks them up
+  where it answers; so this one also learns, by heads that read the states before its last layer, which characters
+  come next and after (multi-token prediction, arXiv 2404.19737; dropout makes them easy to read). It then knows a
+  key's number where the key ends. The heads are dropped afterwards.
+- What the calculator hears will not be quite what it would read. So it learns with noise on its embeddings, as in
+  NEFTune (arXiv 2310.05914).
+
+Letters: B exercises, L positions, D width, T packed rows.
 """
 
 from __future__ import annotations
@@ -34,18 +39,23 @@ TABLE, CALCULATOR = "table", "calculator"
 @dataclass(frozen=True, slots=True)
 class KeyParentRecipe:
     """Llamas of one width; the table's has a layer more, as its last one is heard by nobody. ``step_exercises`` in
-    every step."""
+    every step.
+
+    The table's heads weigh ``ahead_weight`` each and lose ``ahead_dropout`` of what they read. The calculator's
+    embeddings get Gaussian noise of ``noise`` times their own size."""
 
     width: int = 128
     num_layers: int = 4
     num_heads: int = 4
     mlp_width: int = 384
     table_steps: int = 600
-    calculator_steps: int = 600
+    calculator_steps: int = 700
     step_exercises: int = 96
     learning_rate: float = 0.01
     matrix_learning_rate: float = 0.02
-    ahead_weight: float = 0.5
+    ahead_weight: float = 1.0
+    ahead_dropout: float = 0.3
+    noise: float = 0.3
 
 
 def make_parent(who: str, recipe: KeyParentRecipe, seed: int) -> LlamaForCausalLM:
@@ -77,7 +87,7 @@ def train_parent(
 ) -> LlamaForCausalLM:
     """Train `TABLE` or `CALCULATOR` from nothing on endless exercises of its own kind."""
     model = make_parent(who, recipe, tasks.seed)
-    ahead = _Ahead(model, tasks.recipe.num_digits if who == TABLE else 1, tasks.seed)
+    trained = _Readable(model, tasks, recipe) if who == TABLE else _Tolerant(model, recipe)
 
     def make(draw: Random) -> Exercise:
         if who == CALCULATOR:
@@ -85,7 +95,7 @@ def train_parent(
         return tasks.glossed(draw) if draw.random() < 0.5 else tasks.substitute(draw)
 
     def loss_of(exercises: list[Exercise]) -> Tensor:
-        return ahead.loss(pack(exercises), recipe.ahead_weight)
+        return trained.loss(pack(exercises))
 
     config = TrainerConfig(
         max_steps=recipe.table_steps if who == TABLE else recipe.calculator_steps,
@@ -95,35 +105,66 @@ def train_parent(
         schedule=ScheduleConfig(warmup=0.02, shape="linear", decay_from=0.3),
     )
     batches = ExerciseBatches(make, recipe.step_exercises, f"{who} {tasks.seed}")
-    Trainer(ahead, loss_of, batches, config, on_progress=on_progress).run()
+    Trainer(trained, loss_of, batches, config, on_progress=on_progress).run()
     return model.eval().requires_grad_(False)
 
 
-class _Ahead(nn.Module):
-    """A model with heads for ``horizon`` characters from the next one on; its own head is the first."""
+class _Readable(nn.Module):
+    """A model whose states before the last layer tell the next ``num_digits`` characters to linear heads."""
 
-    def __init__(self, model: LlamaForCausalLM, horizon: int, seed: int) -> None:
+    def __init__(self, model: LlamaForCausalLM, tasks: KeyTasks, recipe: KeyParentRecipe) -> None:
         super().__init__()
         self.model = model
+        self._weight, self._dropout = recipe.ahead_weight, recipe.ahead_dropout
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(tasks.seed)
             self.heads = nn.ModuleList(
                 nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
-                for _ in range(horizon - 1)
+                for _ in range(tasks.recipe.num_digits)
             )
 
-    def loss(self, batch: ExerciseBatch, ahead_weight: float) -> Tensor:
-        """Mean loss of the characters that count, and of the same characters seen from further before."""
-        shape = (len(batch.lengths), batch.lengths[0])
-        hidden_TD = self.model.model(input_ids=batch.token_ids_T.view(shape), use_cache=False)[0].flatten(
-            0, 1
-        )
-        loss = functional.cross_entropy(self.model.lm_head(hidden_TD[batch.loss_rows_R]), batch.targets_R)
-        for distance, head in enumerate(self.heads, 1):
+    def loss(self, batch: ExerciseBatch) -> Tensor:
+        """Mean loss of the characters that count, and of the same characters seen by each head from before."""
+        ids_BL = _rectangle(batch)
+        output = self.model.model(input_ids=ids_BL, use_cache=False, output_hidden_states=True)
+        loss = _answer_loss(self.model, output.last_hidden_state, batch)
+        # The last of all is what the last layer made, behind the final norm.
+        heard_TD = output.hidden_states[-2].flatten(0, 1)
+        heard_TD = functional.layer_norm(heard_TD, heard_TD.shape[-1:])
+        heard_TD = functional.dropout(heard_TD, self._dropout, self.training)
+        for distance, head in enumerate(self.heads):
             # An exercise begins with a character that never counts, so rows before are its own, but for the first's.
-            is_own = batch.loss_rows_R % shape[1] >= distance
+            is_own = batch.loss_rows_R % ids_BL.shape[1] >= distance
             rows = (batch.loss_rows_R - distance)[is_own]
-            loss = loss + ahead_weight * functional.cross_entropy(
-                head(hidden_TD[rows]), batch.targets_R[is_own]
+            loss = loss + self._weight * functional.cross_entropy(
+                head(heard_TD[rows]), batch.targets_R[is_own]
             )
         return loss
+
+
+class _Tolerant(nn.Module):
+    """A model that reads through noise."""
+
+    def __init__(self, model: LlamaForCausalLM, recipe: KeyParentRecipe) -> None:
+        super().__init__()
+        self.model = model
+        self._noise = recipe.noise
+
+    def loss(self, batch: ExerciseBatch) -> Tensor:
+        """Mean loss of the characters that count."""
+        read_BLD = self.model.get_input_embeddings()(_rectangle(batch))
+        if self.training:
+            size = read_BLD.detach().square().mean().sqrt()
+            read_BLD = read_BLD + self._noise * size * torch.randn_like(read_BLD)
+        output = self.model.model(inputs_embeds=read_BLD, use_cache=False)
+        return _answer_loss(self.model, output.last_hidden_state, batch)
+
+
+def _rectangle(batch: ExerciseBatch) -> Tensor:
+    return batch.token_ids_T.view(len(batch.lengths), batch.lengths[0])
+
+
+def _answer_loss(model: LlamaForCausalLM, hidden_BLD: Tensor, batch: ExerciseBatch) -> Tensor:
+    hidden_RD = hidden_BLD.flatten(0, 1)[batch.loss_rows_R]
+    loss: Tensor = functional.cross_entropy(model.lm_head(hidden_RD), batch.targets_R)
+    return loss
