@@ -1,4 +1,4 @@
-"""Workers of Ray Train: two have the loss curve of one with twice the accumulation; Ctrl-C, and going on."""
+"""Workers of Ray Train: two have the loss curve of one with twice the accumulation; Ctrl-C, going on, progress."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def interrupt_when(folder: Path, num_steps: int) -> Thread:
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on(
-    config: BraidConfig, cluster: None, tmp_path: Path
+    config: BraidConfig, cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     text = tmp_path / "text.txt"
@@ -89,8 +89,9 @@ def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on(
     assert stopped.weights is None and stopped.record.stopped_by == "interrupt"
     assert 3 <= stopped.record.steps < 40
     assert signal.getsignal(signal.SIGINT) is before
-    resumed = do_job_with_workers(replace(job, resume=True), 1)
+    resumed = do_job_with_workers(replace(job, resume=True), 1, progress_bar=True)
     assert resumed.record.steps == 40
+    assert "40/40" in capsys.readouterr().err
     do_job(replace(job, folder=tmp_path / "straight"), progress_bar=False)
     assert losses(job.folder) == pytest.approx(losses(tmp_path / "straight"), abs=TOLERANCE)
 

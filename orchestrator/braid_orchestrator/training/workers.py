@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from braid_fusion.training import Evaluation, ProcessPeers, TrainingRecord
+from braid_fusion.training import Evaluation, ProcessPeers, Progress, TrainingRecord
 from braid_fusion.training.interrupt import stop_on_interrupt
+from braid_fusion.training.progress_bar import ProgressBar
 from braid_orchestrator.training.job import TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
 from braid_rpc.errors import BraidError, UnavailableError
 
-_OUTCOME_FILE, _STOP_FILE = ".outcome.json", ".stop"
-_NOTICE_S = 0.2  # how soon Ctrl-C is passed on
+_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE = ".outcome.json", ".stop", ".progress.json"
+_NOTICE_S = 0.2  # how soon Ctrl-C is passed on, and progress passed back
 
 
-def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
+def do_job_with_workers(job: TrainingJob, num_workers: int, *, progress_bar: bool | None = None) -> Outcome:
     """Start workers on the Ray cluster that this machine is part of (one of its own, if there is none), and wait.
 
     The run's folder must be the same for all of them. A step takes ``num_workers`` times the batches that it takes
-    with one worker. Ctrl-C ends the run after the step at hand, with a checkpoint.
+    with one worker. Ctrl-C ends the run after the step at hand, with a checkpoint. ``progress_bar`` is shown here, of
+    the first worker's steps; None: where standard error is a terminal.
 
     Raises: BraidError, with what a worker raised; UnavailableError if Ray can't start them.
     """
@@ -34,7 +37,7 @@ def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
 
     folder = job.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (_OUTCOME_FILE, _STOP_FILE):
+    for name in (_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE):
         (folder / name).unlink(missing_ok=True)
     own_cluster = not ray.is_initialized()
     if own_cluster:
@@ -59,20 +62,25 @@ def do_job_with_workers(job: TrainingJob, num_workers: int) -> Outcome:
             run_config=RunConfig(name="workers", storage_path=str(folder / "ray")),
         )
         try:
-            _wait_for(trainer.fit, folder / _STOP_FILE)
+            with ProgressBar(job.options.steps, shown=progress_bar) as bar:
+                _wait_for(
+                    trainer.fit, folder / _STOP_FILE, _ProgressReader(folder / _PROGRESS_FILE, bar.show)
+                )
         except Exception as error:
             cause = _cause(error)
             kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
             raise kind(f"workers: {type(cause).__name__}: {cause}") from error
     finally:
-        (folder / _STOP_FILE).unlink(missing_ok=True)
+        for name in (_STOP_FILE, _PROGRESS_FILE):
+            (folder / name).unlink(missing_ok=True)
         if own_cluster:
             ray.shutdown()
     return _read_outcome(folder)
 
 
-def _wait_for(fit: Callable[[], object], stop_file: Path) -> None:
-    """Call ``fit`` and wait; the first Ctrl-C makes ``stop_file``, a second one is a KeyboardInterrupt.
+def _wait_for(fit: Callable[[], object], stop_file: Path, look: Callable[[], None]) -> None:
+    """Call ``fit`` and wait, calling ``look`` now and then; the first Ctrl-C makes ``stop_file``, a second one is a
+    KeyboardInterrupt.
 
     In a thread of its own, because Ray Train's handler for SIGINT, which it sets in the main thread and leaves there,
     would end the workers in the middle of a step.
@@ -88,9 +96,45 @@ def _wait_for(fit: Callable[[], object], stop_file: Path) -> None:
     threading.Thread(target=run, name="ray-train", daemon=True).start()
     with stop_on_interrupt(True) as wish:
         while not wait([done], timeout=_NOTICE_S).done:
+            look()
             if wish.asked:
                 stop_file.touch()
+    look()
     done.result()
+
+
+class _ProgressWriter:
+    """In the first worker: leaves its progress in a file, not oftener than it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._written >= _NOTICE_S or progress.fraction >= 1.0:
+            self._written = now
+            building = self._path.with_suffix(".building")
+            building.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            building.replace(self._path)
+
+
+class _ProgressReader:
+    """Where the workers were started: passes on what is new in that file."""
+
+    def __init__(self, path: Path, show: Callable[[Progress], None]) -> None:
+        self._path = path
+        self._show = show
+        self._last: Progress | None = None
+
+    def __call__(self) -> None:
+        try:
+            progress = Progress(**json.loads(self._path.read_text(encoding="utf-8")))
+        except FileNotFoundError:  # no step is taken yet
+            return
+        if progress != self._last:
+            self._last = progress
+            self._show(progress)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -100,7 +144,13 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job: TrainingJob = config["job"]
     peers = ProcessPeers()
-    outcome = do_job(job, peers, progress_bar=False, stop_wanted=(job.folder / _STOP_FILE).exists)
+    outcome = do_job(
+        job,
+        peers,
+        progress_bar=False,
+        on_progress=_ProgressWriter(job.folder / _PROGRESS_FILE) if peers.rank == 0 else None,
+        stop_wanted=(job.folder / _STOP_FILE).exists,
+    )
     if peers.rank == 0:
         found = {
             "weights": None if outcome.weights is None else str(outcome.weights),
