@@ -108,16 +108,23 @@ class VocabularyMap:
         for row, text in enumerate(pending):
             if text is not None:
                 rows_of.setdefault(text, []).append(row)
-        projected_RV = anchor_log_probs_RV
-        for text, rows in rows_of.items():
-            rows_R = torch.tensor(rows, device=anchor_log_probs_RV.device)
-            part_RV = self._project(
-                shard_log_probs_RU.index_select(0, rows_R),
-                anchor_log_probs_RV.index_select(0, rows_R),
-                self._pairs(text),
-            )
-            projected_RV = projected_RV.index_copy(0, rows_R, part_RV)
-        return projected_RV
+        if not rows_of:
+            return anchor_log_probs_RV
+        # Rows are brought together and put back once for all texts: once for each would cost a copy of everything
+        # per text, and in the backward pass two.
+        device = anchor_log_probs_RV.device
+        rows_R = torch.tensor([row for rows in rows_of.values() for row in rows], device=device)
+        counts = [len(rows) for rows in rows_of.values()]
+        parts = zip(
+            rows_of,
+            shard_log_probs_RU.index_select(0, rows_R).split(counts),
+            anchor_log_probs_RV.index_select(0, rows_R).split(counts),
+            strict=True,
+        )
+        projected_RV = torch.cat(
+            [self._project(shard_RU, anchor_RV, self._pairs(text)) for text, shard_RU, anchor_RV in parts]
+        )
+        return anchor_log_probs_RV.index_copy(0, rows_R, projected_RV)
 
     def _project(self, shard_RU: Tensor, anchor_RV: Tensor, pairs: _Pairs) -> Tensor:
         probs_RV, shard_probs_RU = anchor_RV.exp(), shard_RU.exp()
