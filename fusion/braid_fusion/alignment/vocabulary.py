@@ -117,8 +117,8 @@ class VocabularyMap:
         counts = [len(rows) for rows in rows_of.values()]
         parts = zip(
             rows_of,
-            shard_log_probs_RU.index_select(0, rows_R).split(counts),
-            anchor_log_probs_RV.index_select(0, rows_R).split(counts),
+            torch.split(shard_log_probs_RU.index_select(0, rows_R), counts),
+            torch.split(anchor_log_probs_RV.index_select(0, rows_R), counts),
             strict=True,
         )
         projected_RV = torch.cat(

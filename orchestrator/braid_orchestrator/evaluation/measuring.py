@@ -127,12 +127,24 @@ def measure_shard(shard: TrainingShard, lane: LaneText, cut: Cut, max_windows: i
 
 
 def measure_scores(
-    score: Score, lane: LaneText, cut: Cut, max_windows: int | None = None
+    score: Score,
+    lane: LaneText,
+    cut: Cut,
+    max_windows: int | None = None,
+    *,
+    units_of: LaneText | None = None,
 ) -> dict[Predictor, UnitSums]:
     """Anything that scores tokens, on a text as their tokenizer reads it, by windows. Knows no limits but
-    ``cut.max_rows``. Raises: what ``score`` raises."""
+    ``cut.max_rows``.
+
+    Args:
+        units_of: the same text as another tokenizer reads it, by whose windows sums are made; None: by its own.
+
+    Raises: what ``score`` raises.
+    """
     windows = _Windows(lane, cut.window, max_windows)
-    ends_U = _unit_ends(lane, windows, "window")
+    of_units = windows if units_of is None else _Windows(units_of, cut.window)
+    ends_U = _unit_ends(of_units.lane, of_units, "window")
     tallies: dict[Predictor, Tally] = {}
     for batch in windows.batches(cut.max_rows):
         for who, scores in score(batch.ids_T, batch.lengths, batch.targets_T).items():

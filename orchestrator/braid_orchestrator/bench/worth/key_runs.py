@@ -5,14 +5,11 @@ Everything that decides a run is in its spec; it is done in a process of its own
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from braid_orchestrator.bench.machine import peak_bytes
@@ -25,6 +22,7 @@ from braid_orchestrator.bench.worth.key_contestants import (
 )
 from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, train_parent
+from braid_orchestrator.bench.worth.models import load_llama, save_model
 from braid_orchestrator.demo.recipe import digest
 
 PARENTS = (TABLE, CALCULATOR)
@@ -76,10 +74,12 @@ class KeysRunner:
         tasks = KeyTasks(recipe.keys, spec.seed)
         if spec.who in PARENTS:
             model = train_parent(spec.who, tasks, recipe.parents)
-            self._save(model, spec)
+            save_model(model, self._folder(spec.who, spec))
             predict, size = model_predict(model), sum(one.numel() for one in model.parameters())
         else:
-            table, calculator = (self._load(parent, spec) for parent in PARENTS)
+            table, calculator = (
+                load_llama(self._folder(parent, spec)).requires_grad_(False) for parent in PARENTS
+            )
             contest = KeyContest(tasks, table, calculator, recipe.parents, recipe.training)
             predict, size = contest.train(spec.who)
         solved = {
@@ -91,15 +91,3 @@ class KeysRunner:
     def _folder(self, parent: str, spec: KeysSpec) -> Path:
         made_by = digest([asdict(spec.recipe.keys), asdict(spec.recipe.parents)])
         return self._work / f"seed-{spec.seed}-{made_by}" / parent
-
-    def _save(self, model: LlamaForCausalLM, spec: KeysSpec) -> None:
-        folder = self._folder(spec.who, spec)
-        building = folder.with_name(f".{folder.name}.building")
-        shutil.rmtree(building, ignore_errors=True)
-        model.save_pretrained(building, safe_serialization=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-
-    def _load(self, parent: str, spec: KeysSpec) -> LlamaForCausalLM:
-        model: Any = LlamaForCausalLM.from_pretrained(self._folder(parent, spec), dtype=torch.float32)
-        return model.eval().requires_grad_(False)

@@ -7,7 +7,6 @@ spec.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -15,35 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from braid_orchestrator.bench.machine import peak_bytes
-from braid_orchestrator.bench.worth.specialist_contestants import BraidRecipe, Contest, TrainingRecipe
-from braid_orchestrator.bench.worth.specialist_measuring import (
-    TEST,
-    Figures,
-    MeasuredTexts,
-    Sums,
-    figures_of,
-)
-from braid_orchestrator.bench.worth.specialist_models import load_backend, model_scorer, soup
+from braid_orchestrator.bench.worth.contest import BraidRecipe, Contest, StackContestant, TrainingRecipe
+from braid_orchestrator.bench.worth.contest_result import ContestResult, result_of
+from braid_orchestrator.bench.worth.llamas import load_llama_tokenizer, train_llama_tokenizer
+from braid_orchestrator.bench.worth.measuring import MeasuredTexts, Sums
+from braid_orchestrator.bench.worth.models import check_trained, model_scorer
+from braid_orchestrator.bench.worth.specialist_contestants import Specialists, train
 from braid_orchestrator.bench.worth.specialist_parents import (
     KINDS,
     START,
     ParentRecipe,
+    soup,
     train_parent,
-    train_parent_tokenizer,
 )
 from braid_orchestrator.bench.worth.specialist_texts import TextRecipe, specialist_texts, texts_of_specialist
 from braid_orchestrator.demo.corpus import Corpus, read_corpus
 from braid_orchestrator.demo.recipe import digest
-from braid_orchestrator.training.local import LocalTrainingShard
+from braid_orchestrator.demo.tokenizer import encode_documents
+from braid_orchestrator.evaluation import LaneReader
+from braid_orchestrator.training.data import Document
 
 SOUP = "weight soup"
 UNTRAINED = "untrained"
-
-Windows = dict[str, dict[str, list[float]]]  # of the test texts: bits, bytes and tokens of each window
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +64,6 @@ class SpecialistSpec:
     best: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialistResult:
-    """``figures[row][side][text]`` in bits per byte, and ``windows[row][text]`` of the test texts, for intervals; a
-    training run without rows has none. ``peak_mib`` is the process's, all its runs so far together."""
-
-    figures: dict[str, Figures]
-    windows: dict[str, Windows]
-    num_parameters: int
-    seconds: float
-    peak_mib: float
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
 class SpecialistRunner:
     """Keeps the models that it trains in folders of ``work``, one per seed."""
 
@@ -91,47 +72,19 @@ class SpecialistRunner:
         disable_progress_bar()  # transformers would draw one per model into the benchmark's own
         self._work = Path(work)
 
-    def run(self, spec: SpecialistSpec) -> SpecialistResult:
+    def run(self, spec: SpecialistSpec) -> ContestResult:
         """Train, evaluate. Raises: BraidError, TrainingError, ValueError for a kind of text that is missing."""
         started = time.perf_counter()
         folder = self._work / models_folder(spec)
-        recipe = spec.recipe
-        corpus = _corpus(recipe.corpus_share)
+        corpus = _corpus(spec.recipe.corpus_share)
         if spec.who in (START, *KINDS):
-            sums, size, notes = self._pretrain(spec, folder, corpus)
-        else:
-            texts = MeasuredTexts(folder, specialist_texts(corpus, recipe.texts), recipe.window)
-            with ExitStack() as closing:
-                if spec.who == UNTRAINED:
-                    sums, size, notes = _measure_untrained(texts, folder, closing)
-                else:
-                    sums, size, notes = _contest(spec, texts, folder, closing)
-        return SpecialistResult(
-            {row: figures_of(by_side) for row, by_side in sums.items()},
-            {row: _windows(by_side) for row, by_side in sums.items()},
-            size,
-            time.perf_counter() - started,
-            peak_bytes() / 2**20,
-            notes,
-        )
-
-    def _pretrain(
-        self, spec: SpecialistSpec, folder: Path, corpus: Corpus
-    ) -> tuple[dict[str, Sums], int, dict[str, Any]]:
-        parents = spec.recipe.parents
-        folder.mkdir(parents=True, exist_ok=True)
-        texts = {
-            kind: texts_of_specialist(corpus, kind, spec.recipe.texts)
-            for kind in KINDS
-            if spec.who in (START, kind)
-        }
-        if spec.who == START:
-            tokenizer = train_parent_tokenizer(list(texts.values()), parents, folder)
-        else:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-        read = [text for of_kind in texts.values() for text in of_kind]
-        record = train_parent(spec.who, parents, tokenizer, read, folder)
-        return {}, record["num_parameters"], {"final_loss": record["final_loss"]}
+            record = _pretrain(spec, folder, corpus)
+            return result_of({}, record["num_parameters"], {"final_loss": record["final_loss"]}, started)
+        for kind in KINDS:
+            check_trained(folder / kind)
+        with ExitStack() as closing:
+            sums, size, notes = _contest(spec, corpus, folder, closing)
+        return result_of(sums, size, notes, started)
 
 
 def models_folder(spec: SpecialistSpec) -> str:
@@ -146,41 +99,42 @@ def _corpus(share: float) -> Corpus:
     return read_corpus(share=share)
 
 
-def _measure_untrained(
-    texts: MeasuredTexts, folder: Path, closing: ExitStack
-) -> tuple[dict[str, Sums], int, dict[str, Any]]:
-    """The singles, and what their predictions or their weights give together."""
-    shards = [LocalTrainingShard(load_backend(folder, kind)) for kind in KINDS]
-    for shard in shards:
-        closing.callback(shard.shutdown)
-    sums, forgetting = texts.measure_mixes(shards)
-    sums[SOUP] = texts.measure(SOUP, model_scorer(soup(folder)))
-    return sums, 0, {"forgetting": forgetting}
+def _pretrain(spec: SpecialistSpec, folder: Path, corpus: Corpus) -> dict[str, Any]:
+    """The start, or a specialist from it."""
+    parents = spec.recipe.parents
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        kind: texts_of_specialist(corpus, kind, spec.recipe.texts)
+        for kind in KINDS
+        if spec.who in (START, kind)
+    }
+    if spec.who == START:
+        tokenizer = train_llama_tokenizer(list(texts.values()), parents, folder)
+    else:
+        tokenizer = load_llama_tokenizer(folder)
+    read = [text for of_kind in texts.values() for text in of_kind]
+    return train_parent(spec.who, parents, tokenizer, read, folder)
 
 
 def _contest(
-    spec: SpecialistSpec, texts: MeasuredTexts, folder: Path, closing: ExitStack
+    spec: SpecialistSpec, corpus: Corpus, folder: Path, closing: ExitStack
 ) -> tuple[dict[str, Sums], int, dict[str, Any]]:
-    """One of `TRAINED`."""
+    """What needs no training, or one of `TRAINED`."""
     recipe = spec.recipe
-    contest = Contest(
-        folder, recipe.parents, recipe.training, recipe.braid, texts.tokens, spec.best, spec.seed, closing
+    texts = specialist_texts(corpus, recipe.texts)
+    validation, test = (
+        {name: [Document(name, "\n\n".join(parts))] for name, parts in side.items()}
+        for side in (texts.validation, texts.test)
     )
-    trained = contest.train(spec.who, texts.validate)
-    evaluations = [[one.step, one.values["loss"]] for one in trained.record.evaluations]
-    return (
-        {spec.who: texts.measure(spec.who, trained.scorer)},
-        trained.num_parameters,
-        {"best_step": trained.record.best_step, "evaluations": evaluations},
-    )
-
-
-def _windows(sums: Sums) -> Windows:
-    return {
-        name: {
-            "bits": one.bits_U.tolist(),
-            "bytes": one.bytes_U.tolist(),
-            "tokens": one.tokens_U.tolist(),
-        }
-        for name, one in sums[TEST].items()
-    }
+    pair = Specialists(folder, recipe.parents, spec.best, spec.seed)
+    backends = pair.backends("other")
+    measured = MeasuredTexts([LaneReader(backends[0])], validation, test, recipe.window)
+    tokens = torch.tensor(encode_documents(load_llama_tokenizer(folder), texts.train))
+    contest = Contest(pair, recipe.training, recipe.braid, tokens, spec.seed, closing)
+    if spec.who == UNTRAINED:
+        outputs = contest.build(StackContestant(has_points=False, readout="mixture"), backends)
+        sums, forgetting = measured.measure_mixes(contest.shards(backends), outputs)
+        sums[SOUP] = measured.measure(SOUP, model_scorer(soup(folder)))
+        return sums, 0, {"forgetting": forgetting}
+    trained = train(contest, spec.who, measured.validate)
+    return {spec.who: measured.measure(spec.who, trained.scorer)}, trained.num_parameters, trained.notes()

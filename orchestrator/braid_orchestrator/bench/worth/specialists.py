@@ -18,24 +18,20 @@ from braid_orchestrator.bench.machine import describe_machine
 from braid_orchestrator.bench.report import Report
 from braid_orchestrator.bench.run_pool import RunPool
 from braid_orchestrator.bench.step import Progress
-from braid_orchestrator.bench.worth.specialist_contestants import TRAINED, BraidRecipe, TrainingRecipe
-from braid_orchestrator.bench.worth.specialist_measuring import VALIDATION
+from braid_orchestrator.bench.worth.contest import BraidRecipe, TrainingRecipe
+from braid_orchestrator.bench.worth.contest_result import ContestResult
+from braid_orchestrator.bench.worth.measuring import VALIDATION
+from braid_orchestrator.bench.worth.specialist_contestants import TRAINED
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, START, ParentRecipe
-from braid_orchestrator.bench.worth.specialist_report import (
-    contest_table,
-    cost_table,
-    rows_of,
-    specialist_targets,
-    text_reports,
-)
+from braid_orchestrator.bench.worth.specialist_report import RUN_NAMES, specialist_report, specialist_targets
 from braid_orchestrator.bench.worth.specialist_runs import (
     UNTRAINED,
     SpecialistRecipe,
-    SpecialistResult,
     SpecialistRunner,
     SpecialistSpec,
 )
-from braid_orchestrator.bench.worth.specialist_texts import MIX, TextRecipe
+from braid_orchestrator.bench.worth.specialist_texts import TextRecipe
+from braid_orchestrator.bench.worth.texts import MIX
 from braid_orchestrator.demo.corpus import read_corpus
 
 BENCHMARK = "worth-specialists"
@@ -77,7 +73,7 @@ class SpecialistOptions:
         return replace(self, seeds=self.seeds[:1], recipe=recipe)
 
 
-Pool = RunPool[SpecialistSpec, SpecialistResult]
+Pool = RunPool[SpecialistSpec, ContestResult]
 
 
 def run_specialists(
@@ -92,35 +88,29 @@ def run_specialists(
     """
     started = time.perf_counter()
     fingerprint = read_corpus(share=options.recipe.corpus_share).fingerprint()
-    finished = FinishedRuns(work / RUNS_FILE, SpecialistSpec, SpecialistResult)
-    results: dict[int, dict[str, SpecialistResult]] = {}
+    finished = FinishedRuns(work / RUNS_FILE, SpecialistSpec, ContestResult)
+    results: dict[int, dict[str, ContestResult]] = {}
     with RunPool(partial(SpecialistRunner, str(work)), _describe, progress, finished) as pool:
         for seed in options.seeds:
             results[seed] = _run_seed(pool, options.recipe, seed, fingerprint)
-    runs = list(results.values())
-    reports = text_reports(runs)
+    report = specialist_report(list(results.values()))
+    intervals = report.intervals()
     return Report(
         benchmark=BENCHMARK if options.recipe.texts.mix == "modules" else f"{BENCHMARK}-parts",
         settings=_settings(options),
         machine=describe_machine(),
-        tables=(contest_table(runs, reports), cost_table(runs)),
-        targets=specialist_targets([rows_of(by_run) for by_run in runs]),
+        tables=(report.table(intervals), report.costs(RUN_NAMES)),
+        targets=specialist_targets(report),
         raw={
             "options": asdict(options),
             "corpus": fingerprint,
-            "intervals": {text: asdict(report) for text, report in reports.items()},
             "wall_s": time.perf_counter() - started,
-            "runs": {
-                str(seed): {who: _without_windows(result) for who, result in by_run.items()}
-                for seed, by_run in results.items()
-            },
+            **report.raw(options.seeds, intervals),
         },
     )
 
 
-def _run_seed(
-    pool: Pool, recipe: SpecialistRecipe, seed: int, fingerprint: str
-) -> dict[str, SpecialistResult]:
+def _run_seed(pool: Pool, recipe: SpecialistRecipe, seed: int, fingerprint: str) -> dict[str, ContestResult]:
     recipe = replace(
         recipe,
         parents=replace(recipe.parents, seed=seed),
@@ -134,7 +124,7 @@ def _run_seed(
 
     def run(
         whos: Sequence[str], best: str = "", recipe: SpecialistRecipe = recipe
-    ) -> dict[str, SpecialistResult]:
+    ) -> dict[str, ContestResult]:
         specs = [SpecialistSpec(who, seed, recipe, fingerprint, best) for who in whos]
         return dict(zip(whos, pool.run(specs), strict=True))
 
@@ -145,18 +135,13 @@ def _run_seed(
     return results | run(TRAINED, best=min(KINDS, key=validation.__getitem__))
 
 
-def _without_windows(result: SpecialistResult) -> dict[str, Any]:
-    """The intervals are made of them."""
-    return asdict(replace(result, windows={}))
-
-
 def _describe(spec: SpecialistSpec) -> str:
     return f"seed {spec.seed}: {spec.who}"
 
 
 def _settings(options: SpecialistOptions) -> dict[str, Any]:
     recipe = options.recipe
-    parents, training, braid = recipe.parents, recipe.training, recipe.braid
+    parents, training = recipe.parents, recipe.training
     return {
         "seeds": ", ".join(map(str, options.seeds)),
         "mix": recipe.texts.mix,
@@ -164,8 +149,5 @@ def _settings(options: SpecialistOptions) -> dict[str, Any]:
         "common_start": f"{parents.start_steps} steps",
         "own_training": f"{parents.own_steps} steps of {parents.step_tokens} tokens",
         "contestants": f"{training.num_steps} steps of {training.windows_per_step} windows of {training.window}",
-        "points": ", ".join(
-            f"{strategy} at {layer}" for strategy, layer in zip(braid.strategies, braid.layers, strict=True)
-        )
-        + f", of width {braid.fusion_width}",
+        "points": recipe.braid.describe(),
     }

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from braid_orchestrator.bench.worth.specialist_contestants import (
-    BRAID,
-    GATE,
-    MLP_NO_CROSS,
-    NO_CROSS,
-    TRAINED,
-)
-from braid_orchestrator.bench.worth.specialist_measuring import Figures
+from braid_orchestrator.bench.worth.contest import BRAID, GATE, MLP_NO_CROSS, NO_CROSS, ORACLE
+from braid_orchestrator.bench.worth.contest_report import rows_of
+from braid_orchestrator.bench.worth.contest_result import ContestResult, Windows
+from braid_orchestrator.bench.worth.measuring import Figures
+from braid_orchestrator.bench.worth.specialist_contestants import TRAINED
 from braid_orchestrator.bench.worth.specialist_report import (
-    ORACLE,
     ROWS,
-    contest_table,
-    cost_table,
-    rows_of,
+    RUN_NAMES,
+    specialist_report,
     specialist_targets,
-    text_reports,
 )
-from braid_orchestrator.bench.worth.specialist_runs import UNTRAINED, SpecialistResult, Windows
+from braid_orchestrator.bench.worth.specialist_runs import UNTRAINED
 from braid_orchestrator.bench.worth.specialist_texts import TEXTS
 
 NAMES = {"braid": BRAID, "gate": GATE, "cut": NO_CROSS, "mlp": MLP_NO_CROSS, "oracle": ORACLE}
@@ -36,7 +30,7 @@ def rows(**bits: float) -> dict[str, Figures]:
     return found
 
 
-def runs(figures: dict[str, Figures]) -> dict[str, SpecialistResult]:
+def runs(figures: dict[str, Figures]) -> dict[str, ContestResult]:
     """Windows of 10 bytes each; the bits of each are off by a tenth, up or down, for everybody alike."""
 
     def windows(row: str) -> Windows:
@@ -51,17 +45,19 @@ def runs(figures: dict[str, Figures]) -> dict[str, SpecialistResult]:
 
     untrained = [row for row in ROWS if row not in TRAINED]
     return {
-        UNTRAINED: SpecialistResult(
+        UNTRAINED: ContestResult(
             {row: figures[row] for row in untrained}, {row: windows(row) for row in untrained}, 0, 1.0, 100.0
         ),
-        **{who: SpecialistResult({who: figures[who]}, {who: windows(who)}, 7, 2.0, 200.0) for who in TRAINED},
+        **{who: ContestResult({who: figures[who]}, {who: windows(who)}, 7, 2.0, 200.0) for who in TRAINED},
     }
 
 
 def test_targets_are_of_the_means_over_seeds() -> None:
     first = rows(mix_braid=1.8, mix_gate=2.1, mix_cut=1.9, mix_oracle=1.5, code_code=1.6, code_braid=1.7)
     second = rows(mix_braid=2.0, mix_gate=1.9, mix_cut=2.1, mix_oracle=1.5, code_code=1.8, code_braid=1.7)
-    targets = {target.name: target for target in specialist_targets([first, second])}
+    targets = {
+        target.name: target for target in specialist_targets(specialist_report([runs(first), runs(second)]))
+    }
     assert len(targets) == 5
     gate = targets["mix: braid below the token gate"]
     assert gate.value == pytest.approx(5.0) and gate.met
@@ -72,12 +68,13 @@ def test_targets_are_of_the_means_over_seeds() -> None:
 
 def test_a_braid_that_is_worse_misses_every_target() -> None:
     worse = rows(mix_braid=3.1, code_braid=3.1, prose_braid=3.1, mix_oracle=2.0)
-    assert not any(target.met for target in specialist_targets([worse]))
+    assert not any(target.met for target in specialist_targets(specialist_report([runs(worse)])))
 
 
 @pytest.mark.parametrize(("cut", "mlp"), [(2.5, 2.0), (2.0, 2.5)])
 def test_the_stronger_control_is_the_one_to_be_below(cut: float, mlp: float) -> None:
-    targets = specialist_targets([rows(mix_braid=1.9, mix_cut=cut, mix_mlp=mlp)])
+    found = rows(mix_braid=1.9, mix_cut=cut, mix_mlp=mlp)
+    targets = specialist_targets(specialist_report([runs(found)]))
     name = NO_CROSS if cut < mlp else MLP_NO_CROSS
     control = next(target for target in targets if "control" in target.name)
     assert control.name == f"mix: braid below the {name}"
@@ -87,20 +84,21 @@ def test_the_stronger_control_is_the_one_to_be_below(cut: float, mlp: float) -> 
 def test_the_tables_have_a_row_for_everybody() -> None:
     results = [runs(rows(mix_braid=1.0)), runs(rows(mix_braid=2.0))]
     assert rows_of(results[0]) == rows(mix_braid=1.0)
-    table = contest_table(results, text_reports(results))
+    report = specialist_report(results)
+    table = report.table(report.intervals())
     by_name = {str(row[0]): row for row in table.rows}
     assert len(by_name) == len(ROWS)
     assert by_name[BRAID][1:3] == (7, "1.5000 ± 0.7071")
     assert by_name[BRAID][-1] is None
     assert by_name["code alone"][1] == 0
-    costs = {row[0]: row[1] for row in cost_table(results[:1]).rows}
+    costs = {row[0]: row[1] for row in specialist_report(results[:1]).costs(RUN_NAMES).rows}
     assert len(costs) == 2 + len(TRAINED)
     assert costs["all runs of a seed, one after the other"] == 1.0 + 2.0 * len(TRAINED)
 
 
 def test_intervals_are_over_windows_and_paired() -> None:
     results = [runs(rows(mix_braid=1.0)), runs(rows(mix_braid=2.0))]
-    mix = text_reports(results)["mix"]
+    mix = specialist_report(results).intervals()["mix"]
     assert (mix.num_units, mix.num_bytes) == (4, 80)
     assert mix.row(BRAID).bits_per_byte.value == pytest.approx(1.5)
     gate = mix.row(GATE)

@@ -15,7 +15,9 @@ from braid_orchestrator.bench.worth.specialist_texts import (
 )
 from braid_orchestrator.demo.corpus import Corpus, Document, Kind, Split
 
-RECIPE = TextRecipe("parts", mixed_chars=40_000, pure_chars=2_000, validation_chars=2_000, test_chars=2_000)
+RECIPE = TextRecipe(
+    mix="parts", mixed_chars=40_000, pure_chars=2_000, validation_chars=2_000, test_chars=2_000
+)
 
 
 def documents(split: Split, count: int) -> tuple[Document, ...]:
