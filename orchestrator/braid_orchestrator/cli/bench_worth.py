@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, Self, TypeVar
 
 import typer
 
@@ -13,11 +14,20 @@ from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progres
 from braid_orchestrator.cli.options import JsonOption
 from braid_orchestrator.pictures import check_plotting
 
+if TYPE_CHECKING:
+    from braid_orchestrator.bench.report import Report
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 SeedOption = Annotated[
     list[int] | None,
     typer.Option(help="Seeds of starts and orders; may be given again. Without it, 0, 1 and 2."),
+]
+WorkOption = Annotated[
+    Path,
+    typer.Option(
+        file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
+    ),
 ]
 PlotOption = Annotated[Path | None, typer.Option(dir_okay=False, help="Where to put a picture (PNG).")]
 
@@ -29,24 +39,56 @@ class Mix(StrEnum):
     PARTS = "parts"
 
 
+class Quickened(Protocol):
+    """An experiment's options."""
+
+    def quick(self) -> Self:
+        """The same experiment in little."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Quickened)
+
+
+def _seeds(given: list[int] | None) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(given or (0, 1, 2)))
+
+
+def _carry_out(
+    run: Callable[[OptionsT, Path, Callable[[str, int, int], None]], Report],
+    draw: Callable[[Report, Path], None],
+    options: OptionsT,
+    *,
+    work: Path,
+    plot: Path | None,
+    quick: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Run an experiment as its command was asked to, and show what it found."""
+    if quick:
+        options, work = options.quick(), work / "quick"
+    if plot is not None:
+        check_plotting()
+    with progress_bar() as progress:
+        report = run(options, work, progress)
+    if plot is not None:
+        draw(report, plot)
+    show(report, as_json, markdown)
+
+
 @app.callback()
 def worth() -> None:
     """Is braiding worth its cost? Each experiment sets a braid beside everything simpler that could do its work.
 
     All have the same data and about as many trained parameters. Models are trained from nothing on the text of this
-    Python installation, so the experiments run anywhere.
+    Python installation; `pretrained` takes one that there is.
     """
 
 
 @app.command()
 def specialists(
     seed: SeedOption = None,
-    work: Annotated[
-        Path,
-        typer.Option(
-            file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
-        ),
-    ] = Path(".braid/worth/specialists"),
+    work: WorkOption = Path(".braid/worth/specialists"),
     mix: Annotated[
         Mix,
         typer.Option(
@@ -70,35 +112,73 @@ def specialists(
     Many runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
     meaning.
     """
-    from braid_orchestrator.bench.worth.specialist_plot import plot_specialists
+    from braid_orchestrator.bench.worth.contest_plot import plot_contest
+    from braid_orchestrator.bench.worth.specialist_report import ROWS
     from braid_orchestrator.bench.worth.specialist_runs import SpecialistRecipe
-    from braid_orchestrator.bench.worth.specialist_texts import TextRecipe
+    from braid_orchestrator.bench.worth.specialist_texts import TEXTS, TextRecipe
     from braid_orchestrator.bench.worth.specialists import SpecialistOptions, run_specialists
 
-    recipe = SpecialistRecipe(texts=TextRecipe(mix=mix.value))
-    options = SpecialistOptions(recipe=recipe)
-    if seed:
-        options = replace(options, seeds=tuple(dict.fromkeys(seed)))
-    if quick:
-        options, work = options.quick(), work / "quick"
-    if plot is not None:
-        check_plotting()
-    with progress_bar() as progress:
-        report = run_specialists(options, work, progress)
-    if plot is not None:
-        plot_specialists(report, plot)
-    show(report, as_json, markdown)
+    _carry_out(
+        run_specialists,
+        partial(plot_contest, rows=ROWS, texts=TEXTS),
+        SpecialistOptions(_seeds(seed), SpecialistRecipe(texts=TextRecipe(mix=mix.value))),
+        work=work,
+        plot=plot,
+        quick=quick,
+        as_json=as_json,
+        markdown=markdown,
+    )
+
+
+@app.command()
+def pretrained(
+    anchor: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A pretrained Llama's folder.")],
+    text: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help="What it knows: a file or folder. In a file, lines of `<|endoftext|>` end documents.",
+        ),
+    ],
+    seed: SeedOption = None,
+    work: WorkOption = Path(".braid/worth/pretrained"),
+    plot: PlotOption = None,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """A pretrained model and a partner with another tokenizer, on text that mixes what both know.
+
+    The partner is trained from nothing on the prose of this Python installation. The figures to look at are those of
+    `specialists`: the braid against the *token gate* and the *no-cross controls*. `--seed 0` runs one seed, and a
+    command that was ended goes on where it was:
+
+    `braid bench worth pretrained --anchor models/stories260K --text stories.txt --plot worth.png --json > worth.json`
+
+    Ten runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
+    meaning.
+    """
+    from braid_orchestrator.bench.worth.contest_plot import plot_contest
+    from braid_orchestrator.bench.worth.pretrained import PretrainedOptions, run_pretrained
+    from braid_orchestrator.bench.worth.pretrained_report import ROWS
+    from braid_orchestrator.bench.worth.pretrained_texts import TEXTS
+
+    _carry_out(
+        run_pretrained,
+        partial(plot_contest, rows=ROWS, texts=TEXTS),
+        PretrainedOptions(anchor, text, _seeds(seed)),
+        work=work,
+        plot=plot,
+        quick=quick,
+        as_json=as_json,
+        markdown=markdown,
+    )
 
 
 @app.command()
 def keys(
     seed: SeedOption = None,
-    work: Annotated[
-        Path,
-        typer.Option(
-            file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
-        ),
-    ] = Path(".braid/worth/keys"),
+    work: WorkOption = Path(".braid/worth/keys"),
     plot: PlotOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
@@ -118,15 +198,13 @@ def keys(
     from braid_orchestrator.bench.worth.key_plot import plot_keys
     from braid_orchestrator.bench.worth.keys import KeysOptions, run_keys
 
-    options = KeysOptions()
-    if seed:
-        options = replace(options, seeds=tuple(dict.fromkeys(seed)))
-    if quick:
-        options, work = options.quick(), work / "quick"
-    if plot is not None:
-        check_plotting()
-    with progress_bar() as progress:
-        report = run_keys(options, work, progress)
-    if plot is not None:
-        plot_keys(report, plot)
-    show(report, as_json, markdown)
+    _carry_out(
+        run_keys,
+        plot_keys,
+        KeysOptions(_seeds(seed)),
+        work=work,
+        plot=plot,
+        quick=quick,
+        as_json=as_json,
+        markdown=markdown,
+    )

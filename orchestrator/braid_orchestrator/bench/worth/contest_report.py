@@ -111,8 +111,8 @@ class ContestReport:
             ("who", "trained parameters", *self.texts, "mix, to the braid"),
             tuple(rows),
             "Mean and standard deviation over the seeds. To the braid: the difference on the mix, all seeds "
-            "together, and its 95% bootstrap interval over the windows of the text. The oracle is a bound: nobody knows which "
-            "model is best at a token.",
+            "together, and its 95% bootstrap interval over the windows of the text. The oracle is a bound: "
+            "nobody knows which model is best at a token.",
         )
 
     def costs(self, names: Mapping[str, str]) -> Table:

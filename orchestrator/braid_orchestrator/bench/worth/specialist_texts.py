@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from braid_orchestrator.bench.worth.specialist_parents import KINDS
-from braid_orchestrator.bench.worth.texts import (
-    MIX,
-    ContestTexts,
-    TextAmounts,
-    is_kept,
-    middles,
-    validates,
-)
+from braid_orchestrator.bench.worth.texts import MIX, ContestTexts, TextAmounts, divide, is_kept, middles
 from braid_orchestrator.demo.corpus import Corpus, Document, Kind, Split, mixed_texts, read_modules
 from braid_orchestrator.demo.fuse import even_sample
 
@@ -36,17 +29,10 @@ class TextRecipe(TextAmounts):
 def specialist_texts(corpus: Corpus, recipe: TextRecipe) -> ContestTexts:
     """Raises: ValueError where a kind of text is missing from a part."""
     modules: Mapping[Split, Sequence[Document]] = read_modules(corpus) if recipe.mix == "modules" else {}
-
-    def divided(documents: Mapping[Split, Sequence[Document]]) -> tuple[list[Document], ...]:
-        return (
-            [one for one in documents.get("specialist", ()) if is_kept(one, recipe)]
-            + [one for one in documents.get("fusion", ()) if not validates(one)],
-            [one for one in documents.get("fusion", ()) if validates(one)],
-            list(documents.get("held_out", ())),
-        )
-
-    pure = divided({"specialist": corpus.specialist, "fusion": corpus.fusion, "held_out": corpus.held_out})
-    mixed = divided(modules)
+    pure = divide(
+        {"specialist": corpus.specialist, "fusion": corpus.fusion, "held_out": corpus.held_out}, recipe
+    )
+    mixed = divide(modules, recipe)
     code, prose = (_texts(pure[0], kind) for kind in KINDS)
     if recipe.mix == "modules":
         train = even_sample([module.text for module in mixed[0]], recipe.mixed_chars)

@@ -6,10 +6,10 @@ Nothing that is on one side is on another, which a name or a text decides by its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from braid_orchestrator.demo.corpus import Document
+from braid_orchestrator.demo.corpus import Document, Split
 from braid_orchestrator.demo.fuse import even_sample
 
 MIX = "mix"
@@ -50,9 +50,18 @@ def middles(texts: Sequence[str], num_chars: int) -> list[str]:
     return parts
 
 
-def validates(document: Document) -> bool:
-    """Whether a file of the fusion split validates; the others train."""
-    return percentile("validation", document.source) < _VALIDATION_PERCENT
+def divide(
+    documents: Mapping[Split, Sequence[Document]], amounts: TextAmounts
+) -> tuple[list[Document], list[Document], list[Document]]:
+    """Of a corpus's splits: what trains contestants, what validates, what tests, by file."""
+    fusion = documents.get("fusion", ())
+    validation = [one for one in fusion if percentile("validation", one.source) < _VALIDATION_PERCENT]
+    return (
+        [one for one in documents.get("specialist", ()) if is_kept(one, amounts)]
+        + [one for one in fusion if one not in validation],
+        validation,
+        list(documents.get("held_out", ())),
+    )
 
 
 def is_kept(document: Document, amounts: TextAmounts) -> bool:
