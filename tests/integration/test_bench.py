@@ -146,3 +146,33 @@ def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path:
     again = run(*arguments)
     assert again["raw"]["runs"] == value["raw"]["runs"]
     assert again["raw"]["wall_s"] < value["raw"]["wall_s"]
+
+
+def test_worth_pretrained_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "anchor", 1)
+    stories = [f"Once there were {n} little cats, and all of them were happy.\n" * 4 for n in range(90)]
+    (tmp_path / "stories.txt").write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
+    picture = tmp_path / "plots" / "pretrained.png"
+    arguments = (
+        "worth",
+        "pretrained",
+        "--anchor",
+        str(tmp_path / "anchor"),
+        "--text",
+        str(tmp_path / "stories.txt"),
+    )
+    arguments += ("--work", str(tmp_path / "work"), "--plot", str(picture))
+    value = run(*arguments)
+    runs = value["raw"]["runs"]["0"]
+    rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
+    assert len(rows) == 13
+    assert all(
+        0 < figures[side][text] < 40
+        for figures in rows.values()
+        for side in ("validation", "test")
+        for text in ("mix", "anchor's text", "prose")
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = run(*arguments)
+    assert again["raw"]["runs"] == value["raw"]["runs"]
+    assert again["raw"]["wall_s"] < value["raw"]["wall_s"]

@@ -63,18 +63,17 @@ def read_known_text(path: Path) -> KnownText:
         for text in _END_OF_DOCUMENT.split(document.text)
         if text.strip()
     )
-    sides: tuple[list[str], list[str], list[str]] = ([], [], [])
+    sides: dict[str, list[str]] = {"validation": [], "test": [], "train": []}
     for text in texts:
         place = percentile("known", text)
-        sides[
-            1 if place < _VALIDATION_PERCENT else 2 if place < _VALIDATION_PERCENT + _TEST_PERCENT else 0
-        ].append(text)
-    if not all(sides):
+        left = place - _VALIDATION_PERCENT
+        sides["validation" if left < 0 else "test" if left < _TEST_PERCENT else "train"].append(text)
+    if not all(sides.values()):
         raise InvalidRequestError(
             f"{path}: got {len(texts)} different documents, expected enough for {_VALIDATION_PERCENT} percent to "
             f"validate and {_TEST_PERCENT} to test. In a file, lines of <|endoftext|> end documents"
         )
-    return KnownText(*map(tuple, sides))
+    return KnownText(**{side: tuple(kept) for side, kept in sides.items()})
 
 
 def partner_texts(corpus: Corpus, amounts: TextAmounts) -> list[str]:
