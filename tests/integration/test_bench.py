@@ -149,7 +149,7 @@ def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path:
 
 
 def test_worth_pretrained_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path / "anchor", 1)
+    save_tiny_model(tmp_path / "anchor", 1, num_layers=4)
     stories = [f"Once there were {n} little cats, and all of them were happy.\n" * 4 for n in range(90)]
     (tmp_path / "stories.txt").write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
     picture = tmp_path / "plots" / "pretrained.png"

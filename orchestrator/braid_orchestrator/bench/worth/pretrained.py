@@ -46,7 +46,7 @@ from braid_orchestrator.bench.worth.pretrained_texts import read_known_text
 from braid_orchestrator.bench.worth.texts import MIX
 from braid_orchestrator.demo.corpus import read_corpus
 from braid_rpc.cards import ShardCard
-from braid_rpc.errors import ContextLengthError
+from braid_rpc.errors import ContextLengthError, UnsupportedModelError
 
 BENCHMARK = "worth-pretrained"
 RUNS_FILE = "runs.jsonl"
@@ -135,6 +135,12 @@ def _anchor_card(options: PretrainedOptions) -> ShardCard:
         raise ContextLengthError(
             f"{options.anchor}: got a context of {card.context_length} tokens, expected at least {longest}, the "
             "longest window"
+        )
+    num_points = len(options.recipe.braid.layers)
+    if card.num_layers <= num_points:
+        raise UnsupportedModelError(
+            f"{options.anchor}: got {card.num_layers} layers, expected at least {num_points + 1} for {num_points} "
+            "fusion points between them"
         )
     return card
 

@@ -19,7 +19,7 @@ from braid_orchestrator.bench.worth.pretrained_report import ROWS, seconds_of_se
 from braid_orchestrator.bench.worth.pretrained_runs import UNTRAINED, PretrainedRunner, PretrainedSpec
 from braid_orchestrator.bench.worth.pretrained_texts import TEXTS
 from braid_orchestrator.bench.worth.texts import MIX
-from braid_rpc.errors import ContextLengthError, NotFoundError
+from braid_rpc.errors import ContextLengthError, NotFoundError, UnsupportedModelError
 
 
 def result(*rows: str, bits: dict[str, float], seconds: float = 60.0) -> ContestResult:
@@ -71,7 +71,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 @pytest.fixture
 def options(tmp_path: Path) -> PretrainedOptions:
-    anchor = save_tiny_model(tmp_path / "anchor", 1, context=512)
+    anchor = save_tiny_model(tmp_path / "anchor", 1, num_layers=4, context=512)
     text = tmp_path / "stories.txt"
     stories = [f"Once there were {n} little cats, and they were happy.\n" * 4 for n in range(90)]
     text.write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
@@ -147,6 +147,12 @@ def test_two_cores_share_what_waits_for_nothing() -> None:
 def test_an_anchor_of_a_short_context_is_refused(options: PretrainedOptions, tmp_path: Path) -> None:
     save_tiny_model(options.anchor, 1, context=64)
     with pytest.raises(ContextLengthError, match="anchor: got a context of 64 tokens, expected at least 512"):
+        run_pretrained(options, tmp_path)
+
+
+def test_an_anchor_of_too_few_layers_is_refused(options: PretrainedOptions, tmp_path: Path) -> None:
+    save_tiny_model(options.anchor, 1, num_layers=3, context=512)
+    with pytest.raises(UnsupportedModelError, match="anchor: got 3 layers, expected at least 4"):
         run_pretrained(options, tmp_path)
 
 
