@@ -132,11 +132,15 @@ def specialists(
 
 @app.command()
 def pretrained(
-    anchor: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A pretrained Llama's folder.")],
+    anchor: Annotated[
+        Path,
+        typer.Option(exists=True, file_okay=False, resolve_path=True, help="A pretrained Llama's folder."),
+    ],
     text: Annotated[
         Path,
         typer.Option(
             exists=True,
+            resolve_path=True,
             help="What it knows: a file or folder. In a file, lines of `<|endoftext|>` end documents.",
         ),
     ],

@@ -118,7 +118,7 @@ def run_pretrained(
         tables=(report.table(intervals), report.costs(RUN_NAMES)),
         targets=pretrained_targets(report),
         raw={
-            "options": {**asdict(options), "anchor": card.model_id, "text": options.text.name},
+            "options": {**asdict(options), "anchor": card.name, "text": options.text.name},
             "anchor": card.model_hash,
             "known": known.fingerprint(),
             "corpus": corpus,
