@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,13 @@ class Mix(StrEnum):
 
     MODULES = "modules"
     PARTS = "parts"
+
+
+class PartnerTokenizer(StrEnum):
+    """How a pretrained model's partner reads."""
+
+    BPE = "bpe"
+    BYTES = "bytes"
 
 
 class Quickened(Protocol):
@@ -144,6 +152,12 @@ def pretrained(
             help="What it knows: a file or folder. In a file, lines of `<|endoftext|>` end documents.",
         ),
     ],
+    tokenizer: Annotated[
+        PartnerTokenizer,
+        typer.Option(
+            help="The partner's: byte pairs (`bpe`), or `bytes` alone, which say more between words."
+        ),
+    ] = PartnerTokenizer.BPE,
     seed: SeedOption = None,
     work: WorkOption = Path(".braid/worth/pretrained"),
     plot: PlotOption = None,
@@ -165,12 +179,16 @@ def pretrained(
     from braid_orchestrator.bench.worth.contest_plot import plot_contest
     from braid_orchestrator.bench.worth.pretrained import PretrainedOptions, run_pretrained
     from braid_orchestrator.bench.worth.pretrained_report import ROWS
+    from braid_orchestrator.bench.worth.pretrained_runs import PretrainedRecipe
     from braid_orchestrator.bench.worth.pretrained_texts import TEXTS
 
+    recipe = PretrainedRecipe()
+    if tokenizer is PartnerTokenizer.BYTES:
+        recipe = replace(recipe, partner=recipe.partner.reading_bytes())
     _carry_out(
         run_pretrained,
         partial(plot_contest, rows=ROWS, texts=TEXTS),
-        PretrainedOptions(anchor, text, _seeds(seed)),
+        PretrainedOptions(anchor, text, _seeds(seed), recipe),
         work=work,
         plot=plot,
         quick=quick,

@@ -1,4 +1,4 @@
-"""Whether braiding is worth its cost: experiments that set a braid beside everything simpler. See `braid bench worth`.
+"""Whether braiding is worth its cost: experiments that set a braid beside everything simpler (`braid bench worth`).
 
 | modules | own |
 |---|---|

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -55,10 +55,16 @@ class LlamaRecipe:
         )
 
 
-def train_llama_tokenizer(texts: Sequence[Sequence[str]], recipe: LlamaRecipe, folder: Path) -> Tokenizer:
-    """Train the tokenizer on what the models read, texts by kind, and save it."""
+def train_llama_tokenizer(
+    texts: Sequence[Sequence[str]],
+    recipe: LlamaRecipe,
+    folder: Path,
+    kind: Literal["bpe", "bytes"] = "bpe",
+) -> Tokenizer:
+    """Train the tokenizer on what the models read, texts by kind, and save it. One of ``bytes`` has nothing to learn,
+    and a vocabulary of its own."""
     trained = train_tokenizer(
-        TokenizerRecipe("shared", "bpe", recipe.vocab_size), texts, recipe.tokenizer_chars
+        TokenizerRecipe("shared", kind, recipe.vocab_size), texts, recipe.tokenizer_chars
     )
     save_tokenizer(trained, folder / TOKENIZER_FOLDER, recipe.context_length)
     return trained

@@ -29,7 +29,6 @@ from braid_orchestrator.bench.worth.pretrained_contestants import (
     PARTNER,
     SINGLES,
     TRAINED,
-    PartnerRecipe,
 )
 from braid_orchestrator.bench.worth.pretrained_report import (
     RUN_NAMES,
@@ -65,8 +64,14 @@ class PretrainedOptions:
     def quick(self) -> PretrainedOptions:
         """A tiny partner and few steps: shows that everything works, not who wins."""
         recipe = PretrainedRecipe(
-            PartnerRecipe(
-                vocab_size=512, tokenizer_chars=50_000, width=32, mlp_width=64, step_tokens=512, num_steps=4
+            replace(
+                self.recipe.partner,
+                vocab_size=min(512, self.recipe.partner.vocab_size),
+                tokenizer_chars=50_000,
+                width=32,
+                mlp_width=64,
+                step_tokens=512,
+                num_steps=4,
             ),
             replace(
                 self.recipe.texts,
@@ -112,7 +117,7 @@ def run_pretrained(
     report = pretrained_report(list(results.values()))
     intervals = report.intervals()
     return Report(
-        benchmark=BENCHMARK,
+        benchmark=BENCHMARK if options.recipe.partner.tokenizer == "bpe" else f"{BENCHMARK}-bytes",
         settings=_settings(options, card),
         machine=describe_machine(),
         tables=(report.table(intervals), report.costs(RUN_NAMES)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -47,14 +47,20 @@ _RANDOM_SEED = 1000  # far from those of the partners
 
 @dataclass(frozen=True, slots=True)
 class PartnerRecipe(LlamaRecipe):
-    """A Llama that is trained for ``num_steps``."""
+    """A Llama that is trained for ``num_steps``. ``tokenizer``: byte pairs, or bytes alone, of which a window has two
+    to four times as many."""
 
     num_steps: int = 1500
+    tokenizer: Literal["bpe", "bytes"] = "bpe"
+
+    def reading_bytes(self) -> PartnerRecipe:
+        """The same that reads bytes."""
+        return replace(self, tokenizer="bytes", vocab_size=257, context_length=2048)
 
 
 def train_partner(recipe: PartnerRecipe, texts: Sequence[str], folder: Path) -> dict[str, Any]:
     """Train tokenizer and model, into ``folder``. Returns: the model's training record."""
-    tokenizer = train_llama_tokenizer([texts], recipe, folder)
+    tokenizer = train_llama_tokenizer([texts], recipe, folder, recipe.tokenizer)
     return train_llama(PARTNER, recipe, recipe.num_steps, tokenizer, texts, folder)
 
 

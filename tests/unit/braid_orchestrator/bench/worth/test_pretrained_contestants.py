@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ from braid_orchestrator.evaluation import (
     Lineup,
     measure_text,
 )
+from braid_orchestrator.inprocess.whole_lanes import whole_lanes
 from braid_orchestrator.training.data import Document, MemorySource, encode_source
 
 RECIPE = PartnerRecipe(
@@ -174,3 +176,16 @@ def test_what_reads_by_another_tokenizer_is_booked_to_the_anchors_windows(settin
     assert own.bits_U.shape == anchors.bits_U.shape and own.bits_U.numel() > 2
     assert own.tokens_U.sum() != anchors.tokens_U.sum()
     torch.testing.assert_close(own.bytes_U, anchors.bytes_U, rtol=0.4, atol=4.0)
+
+
+def test_a_partner_that_reads_bytes_has_settled_all_that_was_read(setting: Setting, tmp_path: Path) -> None:
+    recipe = RECIPE.reading_bytes()
+    train_partner(recipe, PROSE, tmp_path)
+    backends = replace(setting.pair, folder=tmp_path, recipe=recipe).backends("other")
+    plan = setting.contest.build(STACKS[GATE], backends).plan
+    assert [shard.vocab_size for shard in plan.shards] == [262, 257]
+    ids_T = setting.contest.tokens[:40].long()
+    of_partner = whole_lanes(backends, plan, ids_T, [40], range(40)).of_shard(1)
+    assert set(of_partner.pending) == {b""}
+    text = backends[0].tokenizer.decode(ids_T.tolist())
+    assert of_partner.token_ids_T.numel() == len(text.encode())
