@@ -155,7 +155,7 @@ def pretrained(
     tokenizer: Annotated[
         PartnerTokenizer,
         typer.Option(
-            help="The partner's: byte pairs (`bpe`), or `bytes` alone, which say more between words."
+            help="The partner's: byte pairs (`bpe`), or `bytes` alone, which wait for no word's end."
         ),
     ] = PartnerTokenizer.BPE,
     seed: SeedOption = None,

@@ -56,14 +56,14 @@ class PretrainedRecipe:
     partner: PartnerRecipe = field(default_factory=PartnerRecipe)
     texts: TextAmounts = field(
         default_factory=lambda: TextAmounts(
-            mixed_chars=420_000,
-            pure_chars=60_000,
+            mixed_chars=340_000,
+            pure_chars=50_000,
             kept_percent=15,
             validation_chars=12_000,
             test_chars=40_000,
         )
     )
-    training: TrainingRecipe = field(default_factory=lambda: TrainingRecipe(num_steps=300))
+    training: TrainingRecipe = field(default_factory=lambda: TrainingRecipe(num_steps=250))
     braid: BraidRecipe = field(default_factory=lambda: BraidRecipe(layers=(0.25, 0.5, 0.75)))
     window: int = 512
     corpus_share: float = 1.0
