@@ -29,6 +29,14 @@ class Mix(StrEnum):
     PARTS = "parts"
 
 
+class Variant(StrEnum):
+    """What arithmetic over keys is about."""
+
+    PLAIN = "plain"
+    LARGER = "larger"
+    TOKENIZERS = "tokenizers"
+
+
 @app.callback()
 def worth() -> None:
     """Is braiding worth its cost? Each experiment sets a braid beside everything simpler that could do its work.
@@ -99,6 +107,13 @@ def keys(
             file_okay=False, help="Keeps models and results of finished runs; those in it are not run again."
         ),
     ] = Path(".braid/worth/keys"),
+    variant: Annotated[
+        Variant,
+        typer.Option(
+            help="`larger`: three operands of three digits, 5,000 keys. `tokenizers`: the table reads pairs of "
+            "letters as tokens, the calculator characters."
+        ),
+    ] = Variant.PLAIN,
     plot: PlotOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
@@ -116,9 +131,9 @@ def keys(
     meaning.
     """
     from braid_orchestrator.bench.worth.key_plot import plot_keys
-    from braid_orchestrator.bench.worth.keys import KeysOptions, run_keys
+    from braid_orchestrator.bench.worth.keys import VARIANTS, run_keys
 
-    options = KeysOptions()
+    options = VARIANTS[variant.value]
     if seed:
         options = replace(options, seeds=tuple(dict.fromkeys(seed)))
     if quick:
