@@ -94,7 +94,6 @@ VARIANTS: Mapping[str, KeysOptions] = {
     "tokenizers": KeysOptions(
         recipe=KeysRecipe(parents=PairsParentRecipe()),
         benchmark="worth-keys-tokenizers",
-        minutes_at_most=30.0,
     ),
 }
 

@@ -92,7 +92,7 @@ def test_only_the_table_of_two_tokenizers_reads_pairs_and_it_is_the_anchor(
     assert (contest.table.vocab_size > contest.calculator.vocab_size) == has_two
 
 
-def test_answers_of_everybody_are_as_many_characters(contest: KeyContest, variant: str) -> None:
+def test_answers_of_everybody_are_as_many_characters(contest: KeyContest) -> None:
     """Rows of an answer are the same in every reading: only so are shares of solved exercises comparable."""
     exercises = [one for tests in contest.tasks.tests(5).values() for one in tests]
     expected = pack(exercises, CHARACTERS).rows_E
@@ -102,20 +102,21 @@ def test_answers_of_everybody_are_as_many_characters(contest: KeyContest, varian
 
 
 def test_a_key_is_heard_where_its_last_letter_is_read(contest: KeyContest) -> None:
-    """Rows of the calculator that change with a key's last letter: none before it."""
+    """At that letter, and at the spaces behind it, the calculator hears of letters that it has read before."""
     torch.manual_seed(0)
     shards, stack = contest.build(STACKS[BRAID])
     for parameter in stack.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     stack.eval()
-    keys = list(contest.tasks.values)
-    first = keys[0]
-    second = next(key for key in keys if key[-1] not in first)
-    other = first[:-1] + second[-1]
-    states = [_after_point(contest, shards, stack, f"{START}{key} +{first} =\n") for key in (first, other)]
-    differs = (states[0] - states[1]).abs().amax(-1) > 1e-6
-    assert differs.nonzero()[0, 0].item() == len(START) + len(first) - 1
-    assert states[0].shape[0] == len(f"{START}{first} +{first} =")
+    key = next(iter(contest.tasks.values))
+    other = next(letter for letter in "xyz" if letter not in key) + key[1:]
+    texts = [START + (name.ljust(contest.tasks.recipe.field) + "+") * 2 + "\n" for name in (key, other)]
+    states = [_after_point(contest, shards, stack, text) for text in texts]
+    assert states[0].shape[0] == len(texts[0]) - 1
+    differs = ((states[0] - states[1]).abs().amax(-1) > 1e-6).tolist()
+    assert not any(differs[: len(START)])
+    last_letter = len(START) + len(key) - 1
+    assert all(differs[last_letter : len(START) + contest.tasks.recipe.field])
 
 
 def _after_point(contest: KeyContest, shards: list[TrainingShard], stack: FusionStack, text: str) -> Tensor:
