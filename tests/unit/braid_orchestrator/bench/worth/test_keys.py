@@ -14,6 +14,7 @@ from braid_orchestrator.bench.worth.key_exercises import CALCULATE, COMPOSE, COM
 from braid_orchestrator.bench.worth.key_plot import plot_keys
 from braid_orchestrator.bench.worth.key_runs import EVERYBODY, PARENTS, KeysResult, KeysSpec
 from braid_orchestrator.bench.worth.keys import VARIANTS, KeysOptions, run_keys
+from braid_orchestrator.cli.bench_worth import Variant
 
 
 def result(composed: float, seconds: float = 60.0) -> KeysResult:
@@ -99,7 +100,8 @@ def test_the_picture_has_everybody(pool: Pool, tmp_path: Path) -> None:
 def test_variants_are_told_apart(pool: Pool, tmp_path: Path) -> None:
     """By runs, so that one folder keeps all of them, and by reports, so that none takes another's place."""
     reports = [run_keys(replace(options, seeds=(0,)), tmp_path) for options in VARIANTS.values()]
-    assert len({report.benchmark for report in reports}) == len(VARIANTS) == 3
+    assert len({report.benchmark for report in reports}) == 3
+    assert [*VARIANTS] == [*Variant]
     assert len({str(report.settings) for report in reports}) == 3
     recipes = [specs[0].recipe for specs in pool.asked[::2]]
     assert len({json.dumps(asdict(recipe)) for recipe in recipes}) == 3
