@@ -129,6 +129,13 @@ def test_worth_keys_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) 
     assert again["raw"]["runs"] == value["raw"]["runs"]
 
 
+@pytest.mark.parametrize("variant", ["larger", "tokenizers"])
+def test_worth_keys_has_variants_with_reports_of_their_own(variant: str, tmp_path: Path) -> None:
+    value = run("worth", "keys", "--variant", variant, "--work", str(tmp_path / "work"))
+    assert value["benchmark"] == f"worth-keys-{variant}"
+    assert len(value["raw"]["runs"]["0"]) == 10
+
+
 def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
     picture = tmp_path / "plots" / "specialists.png"
     arguments = ("worth", "specialists", "--work", str(tmp_path / "work"), "--plot", str(picture))

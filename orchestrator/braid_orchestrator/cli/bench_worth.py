@@ -47,6 +47,14 @@ class PartnerTokenizer(StrEnum):
     BYTES = "bytes"
 
 
+class Variant(StrEnum):
+    """What arithmetic over keys is about."""
+
+    PLAIN = "plain"
+    LARGER = "larger"
+    TOKENIZERS = "tokenizers"
+
+
 class Quickened(Protocol):
     """An experiment's options."""
 
@@ -201,6 +209,13 @@ def pretrained(
 def keys(
     seed: SeedOption = None,
     work: WorkOption = Path(".braid/worth/keys"),
+    variant: Annotated[
+        Variant,
+        typer.Option(
+            help="`larger`: three operands of three digits, 5,000 keys. `tokenizers`: the table reads pairs of "
+            "letters as tokens, the calculator characters."
+        ),
+    ] = Variant.PLAIN,
     plot: PlotOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
@@ -218,12 +233,12 @@ def keys(
     meaning.
     """
     from braid_orchestrator.bench.worth.key_plot import plot_keys
-    from braid_orchestrator.bench.worth.keys import KeysOptions, run_keys
+    from braid_orchestrator.bench.worth.keys import VARIANTS, run_keys
 
     _carry_out(
         run_keys,
         plot_keys,
-        KeysOptions(_seeds(seed)),
+        replace(VARIANTS[variant.value], seeds=_seeds(seed)),
         work=work,
         plot=plot,
         quick=quick,

@@ -22,15 +22,10 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.training import OptimiserConfig, ScheduleConfig, Trainer, TrainerConfig
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.adapters import add_lora, num_trainable
-from braid_orchestrator.bench.worth.key_exercises import (
-    Exercise,
-    ExerciseBatch,
-    ExerciseBatches,
-    KeyTasks,
-    pack,
-)
+from braid_orchestrator.bench.worth.key_exercises import Exercise, ExerciseBatches, KeyTasks
 from braid_orchestrator.bench.worth.key_matching import MatchingPairs, matching_loss
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, make_parent
+from braid_orchestrator.bench.worth.key_readings import ExerciseBatch, Reading, pack
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.local import LocalTrainingShard
@@ -100,6 +95,15 @@ CONTESTANTS = (LORA, *STACKS)
 
 
 @dataclass(frozen=True, slots=True)
+class Answerer:
+    """What answers exercises, and how it reads them; ``num_parameters`` of it were trained."""
+
+    predict: Predict
+    reading: Reading
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeyContest:
     """What all contestants of one seed have in common."""
 
@@ -109,23 +113,34 @@ class KeyContest:
     parents: KeyParentRecipe
     training: KeyTrainingRecipe
 
-    def train(self, who: str) -> tuple[Predict, int]:
-        """One of `CONTESTANTS`: what answers, and how many numbers were trained. Raises: TrainingError."""
+    @property
+    def anchor(self) -> str:
+        """Whose tokens drive the braid: with two tokenizers the table's, which are longer. A character is settled at
+        once, a pair of letters only with what follows it. Driven by characters, the table would lag one behind: a
+        key would be heard too late, and the table could say nothing about the next character."""
+        table, calculator = self.parents.reading(TABLE), self.parents.reading(CALCULATOR)
+        return CALCULATOR if table is calculator else TABLE
+
+    def train(self, who: str) -> Answerer:
+        """One of `CONTESTANTS`. Raises: TrainingError."""
         if who == LORA:
             return self._lora()
         contestant, training = STACKS[who], self.training
         shards, stack = self.build(contestant)
+        reading = self.parents.reading(self.anchor)
         if contestant.is_matched:
             config = training.config(training.match_steps, training.match_learning_rate)
             compose, calculate, _ = training.mix
             pairs = MatchingPairs(self.tasks, compose / (compose + calculate), training.step_exercises)
-            Trainer(stack, matching_loss(shards, stack), pairs, config).run()
+            loss = matching_loss(shards, stack, reading, self.parents.reading(CALCULATOR))
+            Trainer(stack, loss, pairs, config).run()
         if contestant.is_trained:
             loss_of = braid_loss(shards, stack)
             num_steps = training.num_steps + (0 if contestant.is_matched else training.match_steps)
             rate = training.learning_rate if contestant.is_matched else training.readout_learning_rate
             config = training.config(num_steps, rate)
-            Trainer(stack, lambda exercises: loss_of(pack(exercises)), self._exercises(), config).run()
+            batches = self._exercises()
+            Trainer(stack, lambda exercises: loss_of(pack(exercises, reading)), batches, config).run()
         stack.eval()
 
         def predict(batch: ExerciseBatch) -> Tensor:
@@ -137,14 +152,15 @@ class KeyContest:
                 raise RuntimeError("a pass gave less than it was asked for")
             return output.log_probs
 
-        return predict, stack.num_parameters() if contestant.is_trained else 0
+        return Answerer(predict, reading, stack.num_parameters() if contestant.is_trained else 0)
 
     def build(self, contestant: StackContestant) -> tuple[list[TrainingShard], FusionStack]:
         """Its shards, the calculator first, and its modules, untrained."""
         partner = self.table
         if contestant.partner == "random":
             partner = make_parent(TABLE, self.parents, self.tasks.seed + _RANDOM_SEED).eval()
-        shards: list[TrainingShard] = [_shard(CALCULATOR, self.calculator), _shard(TABLE, partner)]
+        models = {CALCULATOR: self.calculator, TABLE: partner}
+        shards: list[TrainingShard] = [self._shard(name, model) for name, model in models.items()]
         point = PointConfig(
             # Where a key has been read the calculator, before its first layer, hears what it is worth.
             {CALCULATOR: 0, TABLE: partner.config.num_hidden_layers - 1},
@@ -155,7 +171,7 @@ class KeyContest:
         )
         config = BraidConfig(
             name="keys",
-            anchor=CALCULATOR,
+            anchor=self.anchor,
             shards=tuple(ShardConfig(shard.name, "in memory") for shard in shards),
             points=(point,) if contestant.has_point else (),
             readout=ReadoutConfig(contestant.readout),
@@ -163,19 +179,23 @@ class KeyContest:
         )
         return shards, FusionStack(resolve_plan(config, [shard.card for shard in shards]))
 
-    def _lora(self) -> tuple[Predict, int]:
+    def _shard(self, name: str, model: LlamaForCausalLM) -> LocalTrainingShard:
+        tokenizer = self.parents.reading(name).tokenizer
+        return LocalTrainingShard(ShardBackend.from_model(model, tokenizer, ShardConfig(name, "in memory")))
+
+    def _lora(self) -> Answerer:
         _, braid = self.build(STACKS[BRAID])
         adapted: Any = add_lora(deepcopy(self.calculator), braid.num_parameters(), self.tasks.seed)
-        training = self.training
+        training, reading = self.training, self.parents.reading(CALCULATOR)
 
         def loss_of(exercises: list[Exercise]) -> Tensor:
-            batch = pack(exercises)
+            batch = pack(exercises, reading)
             return functional.cross_entropy(_logits(adapted, batch), batch.targets_R)
 
         config = training.config(training.match_steps + training.num_steps, training.lora_learning_rate)
         Trainer(adapted, loss_of, self._exercises(), config).run()
         adapted.eval()
-        return model_predict(adapted), num_trainable(adapted)
+        return Answerer(model_predict(adapted), reading, num_trainable(adapted))
 
     def _exercises(self) -> ExerciseBatches:
         tasks, (compose, calculate, _) = self.tasks, self.training.mix
@@ -201,13 +221,13 @@ def model_predict(model: Any) -> Predict:
 
 
 @torch.inference_mode()
-def share_solved(predict: Predict, exercises: Sequence[Exercise]) -> float:
+def share_solved(answerer: Answerer, exercises: Sequence[Exercise]) -> float:
     """How many of the exercises are answered without a wrong character when each is the likeliest one, as greedy
     generation would."""
     solved = 0
     for begin in range(0, len(exercises), EXERCISES_AT_ONCE):
-        batch = pack(exercises[begin : begin + EXERCISES_AT_ONCE])
-        is_right_R = predict(batch).argmax(-1) == batch.targets_R
+        batch = pack(exercises[begin : begin + EXERCISES_AT_ONCE], answerer.reading)
+        is_right_R = answerer.predict(batch).argmax(-1) == batch.targets_R
         solved += sum(bool(rows.all()) for rows in torch.split(is_right_R, list(batch.rows_E)))
     return solved / len(exercises)
 
@@ -216,10 +236,6 @@ def _logits(model: Any, batch: ExerciseBatch) -> Tensor:
     shape = (len(batch.lengths), batch.lengths[0])
     logits_TV: Tensor = model(input_ids=batch.token_ids_T.view(shape), use_cache=False).logits.flatten(0, 1)
     return logits_TV[batch.loss_rows_R]
-
-
-def _shard(name: str, model: LlamaForCausalLM) -> LocalTrainingShard:
-    return LocalTrainingShard(ShardBackend.from_model(model, None, ShardConfig(name, "in memory")))
 
 
 _RANDOM_SEED = 1000  # far from those of the models

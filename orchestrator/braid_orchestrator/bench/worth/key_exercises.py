@@ -7,7 +7,7 @@ right. A field is as wide as a key and all digits but one.
     calculate     " 37+ 42="   →  "97"           the sum, 79, with its last digit first
     compose       "ab +cd ="   →  "97"           the same over keys: nobody is trained on it but what is compared
 
-Knows no model. After CALM (arXiv 2401.02412), section 4.1.
+Knows neither models nor how they read. After CALM (arXiv 2401.02412), section 4.1.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
-ALPHABET = "\n " + string.ascii_letters + string.digits + "+-=>"
 START = "\n"  # every exercise begins with the end of a line before it
-_IDS = {character: index for index, character in enumerate(ALPHABET)}
 HELD_OUT_ONE_IN = 10
 
 SUBSTITUTE, CALCULATE = "substitution", "plain arithmetic"
@@ -169,50 +164,6 @@ class KeyTasks:
 
     def _number(self, number: int) -> str:
         return str(number).rjust(self.recipe.field)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExerciseBatch:
-    """Exercises, one after the other, all as long as the longest, which is quicker than as long as they are: a
-    `training.loss.Batch`. ``rows_E`` counts the answered characters of each."""
-
-    token_ids_T: Tensor  # noqa: N815 - shape letters
-    lengths: tuple[int, ...]
-    loss_rows_R: Tensor  # noqa: N815 - shape letters
-    targets_R: Tensor  # noqa: N815 - shape letters
-    rows_E: tuple[int, ...]  # noqa: N815 - shape letters
-
-    @property
-    def num_targets(self) -> int:
-        """How many characters are answered."""
-        return self.targets_R.shape[0]
-
-
-def encode(text: str) -> list[int]:
-    """A token per character. Raises: KeyError for one that is not in `ALPHABET`."""
-    return [_IDS[character] for character in text]
-
-
-def pack(exercises: Sequence[Exercise]) -> ExerciseBatch:
-    """Without the last character of each, which nothing is predicted from."""
-    length = max(len(exercise.text) for exercise in exercises) - 1
-    ids: list[int] = []
-    rows: list[int] = []
-    targets: list[int] = []
-    counts = []
-    for exercise in exercises:
-        text, begin = encode(exercise.text), len(ids)
-        at = len(START)
-        counted: list[int] = []
-        for part, counts_here in exercise.parts:
-            counted += range(at, at + len(part)) if counts_here else ()
-            at += len(part)
-        ids += encode(exercise.text[:-1].ljust(length, START))
-        rows += [begin + index - 1 for index in counted]
-        targets += [text[index] for index in counted]
-        counts.append(len(counted))
-    lengths = (length,) * len(exercises)
-    return ExerciseBatch(torch.tensor(ids), lengths, torch.tensor(rows), torch.tensor(targets), tuple(counts))
 
 
 @dataclass(frozen=True, slots=True)

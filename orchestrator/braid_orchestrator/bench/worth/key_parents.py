@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from braid_fusion.training import OptimiserConfig, Progress, ScheduleConfig, Trainer, TrainerConfig
-from braid_orchestrator.bench.worth.key_exercises import (
-    ALPHABET,
-    Exercise,
-    ExerciseBatch,
-    ExerciseBatches,
-    KeyTasks,
-    pack,
-)
+from braid_orchestrator.bench.worth.key_exercises import Exercise, ExerciseBatches, KeyTasks
+from braid_orchestrator.bench.worth.key_readings import CHARACTERS, PAIRS, ExerciseBatch, Reading, pack
 
 TABLE, CALCULATOR = "table", "calculator"
 
@@ -57,11 +52,27 @@ class KeyParentRecipe:
     ahead_dropout: float = 0.3
     noise: float = 0.3
 
+    def reading(self, who: str) -> Reading:
+        """How `TABLE` or `CALCULATOR` reads."""
+        return CHARACTERS
+
+
+@dataclass(frozen=True, slots=True)
+class PairsParentRecipe(KeyParentRecipe):
+    """The same with two tokenizers: the table reads pairs of letters, the calculator characters. A recipe of its own,
+    so that finished runs with one tokenizer stay what they are."""
+
+    table_reads: Literal["pairs"] = "pairs"
+
+    def reading(self, who: str) -> Reading:
+        """As `KeyParentRecipe.reading`."""
+        return PAIRS if who == TABLE else CHARACTERS
+
 
 def make_parent(who: str, recipe: KeyParentRecipe, seed: int) -> LlamaForCausalLM:
     """Untrained."""
     config = LlamaConfig(
-        vocab_size=len(ALPHABET),
+        vocab_size=recipe.reading(who).vocab_size,
         hidden_size=recipe.width,
         intermediate_size=recipe.mlp_width,
         num_hidden_layers=recipe.num_layers + (who == TABLE),
@@ -86,7 +97,7 @@ def train_parent(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LlamaForCausalLM:
     """Train `TABLE` or `CALCULATOR` from nothing on endless exercises of its own kind."""
-    model = make_parent(who, recipe, tasks.seed)
+    model, reading = make_parent(who, recipe, tasks.seed), recipe.reading(who)
     trained = _Readable(model, tasks, recipe) if who == TABLE else _Tolerant(model, recipe)
 
     def make(draw: Random) -> Exercise:
@@ -95,7 +106,7 @@ def train_parent(
         return tasks.glossed(draw) if draw.random() < 0.5 else tasks.substitute(draw)
 
     def loss_of(exercises: list[Exercise]) -> Tensor:
-        return trained.loss(pack(exercises))
+        return trained.loss(pack(exercises, reading))
 
     config = TrainerConfig(
         max_steps=recipe.table_steps if who == TABLE else recipe.calculator_steps,

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from braid_orchestrator.bench.machine import peak_bytes
 from braid_orchestrator.bench.worth.key_contestants import (
     CONTESTANTS,
+    Answerer,
     KeyContest,
     KeyTrainingRecipe,
     model_predict,
@@ -75,18 +76,20 @@ class KeysRunner:
         if spec.who in PARENTS:
             model = train_parent(spec.who, tasks, recipe.parents)
             save_model(model, self._folder(spec.who, spec))
-            predict, size = model_predict(model), sum(one.numel() for one in model.parameters())
+            size = sum(one.numel() for one in model.parameters())
+            answerer = Answerer(model_predict(model), recipe.parents.reading(spec.who), size)
         else:
             table, calculator = (
                 load_llama(self._folder(parent, spec)).requires_grad_(False) for parent in PARENTS
             )
             contest = KeyContest(tasks, table, calculator, recipe.parents, recipe.training)
-            predict, size = contest.train(spec.who)
+            answerer = contest.train(spec.who)
         solved = {
-            task: share_solved(predict, exercises)
+            task: share_solved(answerer, exercises)
             for task, exercises in tasks.tests(recipe.num_tests).items()
         }
-        return KeysResult(solved, size, time.perf_counter() - started, peak_bytes() / 2**20)
+        seconds = time.perf_counter() - started
+        return KeysResult(solved, answerer.num_parameters, seconds, peak_bytes() / 2**20)
 
     def _folder(self, parent: str, spec: KeysSpec) -> Path:
         made_by = digest([asdict(spec.recipe.keys), asdict(spec.recipe.parents)])

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import pytest
 import torch
+from torch import Tensor
 
+from braid_fusion.stack import FusionStack
 from braid_fusion.training import OptimiserConfig, Trainer, TrainerConfig
 from braid_orchestrator.bench.worth.key_contestants import BRAID, NO_CROSS, STACKS, KeyContest
-from braid_orchestrator.bench.worth.key_exercises import KeyTasks, pack
-from braid_orchestrator.bench.worth.key_matching import MatchingPairs, matching_loss
+from braid_orchestrator.bench.worth.key_exercises import KeyTasks
+from braid_orchestrator.bench.worth.key_matching import MatchingPairs, Pair, matching_loss
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, make_parent
-from braid_orchestrator.bench.worth.keys import KeysOptions
+from braid_orchestrator.bench.worth.key_readings import CHARACTERS, pack
+from braid_orchestrator.bench.worth.keys import VARIANTS
+from braid_orchestrator.training.ports import TrainingShard
 
-RECIPE = KeysOptions().quick().recipe
+
+@pytest.fixture(params=VARIANTS)
+def contest(request: pytest.FixtureRequest) -> KeyContest:
+    recipe = VARIANTS[request.param].quick().recipe
+    models = [make_parent(who, recipe.parents, 0).eval() for who in (TABLE, CALCULATOR)]
+    return KeyContest(KeyTasks(recipe.keys, 0), *models, recipe.parents, recipe.training)
 
 
-@pytest.fixture
-def contest() -> KeyContest:
-    models = [make_parent(who, RECIPE.parents, 0).eval() for who in (TABLE, CALCULATOR)]
-    return KeyContest(KeyTasks(RECIPE.keys, 0), *models, RECIPE.parents, RECIPE.training)
+def loss_for(
+    contest: KeyContest, shards: list[TrainingShard], stack: FusionStack
+) -> Callable[[list[Pair]], Tensor]:
+    return matching_loss(shards, stack, contest.parents.reading(contest.anchor), CHARACTERS)
 
 
 def test_it_measures_from_where_nothing_is_done(contest: KeyContest) -> None:
     shards, stack = contest.build(STACKS[BRAID])
     (pairs,) = islice(MatchingPairs(contest.tasks, 0.5, 16), 1)
     assert any(read is meant for read, meant in pairs) and any(read is not meant for read, meant in pairs)
-    assert matching_loss(shards, stack)(pairs).item() == pytest.approx(1.0)
+    assert loss_for(contest, shards, stack)(pairs).item() == pytest.approx(1.0)
 
 
 def test_it_is_zero_where_the_states_are_the_goal(
@@ -35,13 +45,15 @@ def test_it_is_zero_where_the_states_are_the_goal(
 ) -> None:
     shards, stack = contest.build(STACKS[BRAID])
     (pairs,) = islice(MatchingPairs(contest.tasks, 1.0, 4), 1)
-    goal = contest.calculator.get_input_embeddings()(pack([meant for _, meant in pairs]).token_ids_T)
+    goal = contest.calculator.get_input_embeddings()(
+        pack([meant for _, meant in pairs], CHARACTERS).token_ids_T
+    )
 
     class Perfect:
         states = (goal, None)
 
     monkeypatch.setattr(stack, "fuse", lambda *args: Perfect)
-    assert matching_loss(shards, stack)(pairs).item() == pytest.approx(0.0, abs=1e-9)
+    assert loss_for(contest, shards, stack)(pairs).item() == pytest.approx(0.0, abs=1e-9)
 
 
 def test_what_the_partner_knows_lets_it_fall_further(contest: KeyContest) -> None:
@@ -50,7 +62,7 @@ def test_what_the_partner_knows_lets_it_fall_further(contest: KeyContest) -> Non
     for who in (BRAID, NO_CROSS):
         shards, stack = contest.build(STACKS[who])
         config = TrainerConfig(max_steps=150, optimiser=OptimiserConfig(learning_rate=1e-2))
-        loss_of = matching_loss(shards, stack)
+        loss_of = loss_for(contest, shards, stack)
         Trainer(stack, loss_of, MatchingPairs(contest.tasks, 0.7, 32), config).run()
         stack.eval()
         with torch.no_grad():

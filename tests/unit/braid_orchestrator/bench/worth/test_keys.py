@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from braid_orchestrator.bench.worth.key_contestants import BRAID, GATE, UNMATCHE
 from braid_orchestrator.bench.worth.key_exercises import CALCULATE, COMPOSE, COMPOSE_UNSEEN, SUBSTITUTE
 from braid_orchestrator.bench.worth.key_plot import plot_keys
 from braid_orchestrator.bench.worth.key_runs import EVERYBODY, PARENTS, KeysResult, KeysSpec
-from braid_orchestrator.bench.worth.keys import KeysOptions, run_keys
+from braid_orchestrator.bench.worth.keys import VARIANTS, KeysOptions, run_keys
+from braid_orchestrator.cli.bench_worth import Variant
 
 
 def result(composed: float, seconds: float = 60.0) -> KeysResult:
@@ -93,3 +95,38 @@ def test_the_picture_has_everybody(pool: Pool, tmp_path: Path) -> None:
     plot_keys(report, tmp_path / "plots" / "keys.png")
     assert (tmp_path / "plots" / "keys.png").read_bytes().startswith(b"\x89PNG")
     assert {row[0] for row in report.tables[0].rows} == set(EVERYBODY)
+
+
+def test_variants_are_told_apart(pool: Pool, tmp_path: Path) -> None:
+    """By runs, so that one folder keeps all of them, and by reports, so that none takes another's place."""
+    reports = [run_keys(replace(options, seeds=(0,)), tmp_path) for options in VARIANTS.values()]
+    assert len({report.benchmark for report in reports}) == 3
+    assert [*VARIANTS] == [*Variant]
+    assert len({str(report.settings) for report in reports}) == 3
+    recipes = [specs[0].recipe for specs in pool.asked[::2]]
+    assert len({json.dumps(asdict(recipe)) for recipe in recipes}) == 3
+    quick = [options.quick() for options in VARIANTS.values()]
+    assert len({json.dumps(asdict(options.recipe)) for options in quick}) == 3
+    assert [one.recipe.keys.num_operands for one in quick] == [2, 3, 2]
+
+
+def test_what_ran_with_one_tokenizer_stays_found() -> None:
+    """A setting more here makes everybody's finished runs worthless, so it has to be wanted."""
+    recipe = asdict(VARIANTS["plain"].recipe)
+    assert set(recipe) == {"keys", "parents", "training", "num_tests"}
+    assert set(recipe["keys"]) == {"num_keys", "num_trained", "num_digits", "num_operands"}
+    assert "table_reads" not in recipe["parents"]
+    assert asdict(VARIANTS["tokenizers"].recipe)["parents"]["table_reads"] == "pairs"
+
+
+def test_each_variant_has_its_time(pool: Pool, tmp_path: Path) -> None:
+    pool.results[PARENTS[0], 0] = replace(result(0.01), seconds=1200.0)
+    met = {
+        name: {target.name: target.met for target in run_keys(replace(options, seeds=(0,)), tmp_path).targets}
+        for name, options in VARIANTS.items()
+    }
+    assert {name: found["models and braid, from nothing"] for name, found in met.items()} == {
+        "plain": False,
+        "larger": True,
+        "tokenizers": False,
+    }
