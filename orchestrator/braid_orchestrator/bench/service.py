@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,14 @@ class RunningService:
 
     def cpu_s(self) -> float:
         """Processor time of the process and its children so far. Raises: OSError where /proc doesn't say."""
-        pids, found = [self.pid], []
+        pids, total = [self.pid], _cpu_s(self.pid)
         while pids:
-            pid = pids.pop()
-            found.append(pid)
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
-        return sum(_cpu_s(pid) for pid in found)
+            children = _children(pids.pop())
+            pids += children
+            for child in children:
+                with suppress(ProcessLookupError, FileNotFoundError):  # ended since
+                    total += _cpu_s(child)
+        return total
 
 
 @contextmanager
@@ -128,6 +129,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()  # its children see the end of their input, and end
         process.communicate()
+
+
+def _children(pid: int) -> list[int]:
+    """Of a process that may end meanwhile, as may each of its threads."""
+    children: list[int] = []
+    with suppress(ProcessLookupError, FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError, FileNotFoundError):
+                children += map(int, (task / "children").read_text(encoding="ascii").split())
+    return children
 
 
 def _cpu_s(pid: int) -> float:
