@@ -223,8 +223,10 @@ def test_a_shard_that_can_hold_no_more_ends_the_text(tmp_path: Path) -> None:
         reading_backend("bytes", "bytes", 1, context=64),
     ]
     config = braid_config(points=POINTS[:1], names=["lead", "bytes"], readout=ReadoutConfig("gate"))
+    # Special tokens have no text, so nothing for the others to read.
+    silent = dict.fromkeys(backends[0].tokenizer.backend_tokenizer.get_added_tokens_decoder(), -100.0)
     with running(config, backends, "in process", tmp_path) as client:
-        result = client.generate("Once upon a time", max_tokens=200, temperature=0, ignore_eos=True)
+        result = client.generate("Once upon a time", max_tokens=200, temperature=0, logit_bias=silent)
         assert result.finish_reason == "length"
         assert 1 <= len(result.token_ids) < 200
         with pytest.raises(ContextLengthError, match=r"tokenizer of shard 'bytes', expected at most 64"):
