@@ -56,7 +56,7 @@ class TrainingRecipe:
     """``learning_rate`` is of fusion modules and readouts, ``lora_learning_rate`` of LoRA; both were chosen on
     validation text of one seed."""
 
-    num_steps: int = 600
+    num_steps: int = 300
     learning_rate: float = 5e-3
     lora_learning_rate: float = 1e-2
     weight_decay: float = 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from braid_orchestrator import evaluation
 from braid_orchestrator.bench.graft_quality import deviation
-from braid_orchestrator.bench.report import Cell, Table
+from braid_orchestrator.bench.report import Cell, Table, Target
 from braid_orchestrator.bench.worth.contest import BRAID
 from braid_orchestrator.bench.worth.contest_result import ContestResult
 from braid_orchestrator.bench.worth.measuring import TEST, Figures
@@ -27,6 +28,9 @@ from braid_orchestrator.evaluation import (
 )
 
 Runs = Mapping[str, ContestResult]  # of one seed
+
+NUM_CORES = 2
+MINUTES_AT_MOST = 30.0
 
 
 def rows_of(runs: Runs) -> dict[str, Figures]:
@@ -135,6 +139,11 @@ class ContestReport:
             "process had had by its end.",
         )
 
+    def minutes_target(self, stages: Sequence[Sequence[str]]) -> Target:
+        """How long the slowest seed took. ``stages``: runs that wait for those of the stage before."""
+        seconds = max(_seconds_on_cores(runs, stages) for runs in self.seeds)
+        return Target(f"a seed on {NUM_CORES} cores", seconds / 60.0, MINUTES_AT_MOST, "<=", "min")
+
     def raw(self, seeds: Sequence[int], intervals: Mapping[str, TextReport]) -> dict[str, Any]:
         """Plain values: the intervals, and all runs without the windows of which these are made."""
         return {
@@ -144,6 +153,17 @@ class ContestReport:
                 for seed, runs in zip(seeds, self.seeds, strict=True)
             },
         }
+
+
+def _seconds_on_cores(runs: Runs, stages: Sequence[Sequence[str]]) -> float:
+    """From beginning to end, where a stage's runs go to the first core that is free, in their order."""
+    total = 0.0
+    for stage in stages:
+        free_at = [0.0] * NUM_CORES
+        for who in stage:
+            heapq.heapreplace(free_at, free_at[0] + runs[who].seconds)
+        total += max(free_at)
+    return total
 
 
 def _to_braid(report: TextReport, row: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from braid_orchestrator.bench.report import Target
@@ -42,8 +41,7 @@ ROWS = (
     ORACLE,
 )
 RUN_NAMES: dict[str, str] = {PARTNER: "the partner's own training", UNTRAINED: "singles and their ensembles"}
-NUM_CORES = 2
-MINUTES_AT_MOST = 30.0
+STAGES = ((PARTNER,), (UNTRAINED,), TRAINED)
 
 
 def pretrained_report(seeds: Sequence[Runs]) -> ContestReport:
@@ -54,17 +52,8 @@ def pretrained_report(seeds: Sequence[Runs]) -> ContestReport:
 def pretrained_targets(report: ContestReport) -> tuple[Target, ...]:
     """What the braid is to reach. Of the controls the better counts."""
     control = report.best(CONTROLS, MIX)
-    minutes = max(seconds_of_seed(runs) for runs in report.seeds) / 60.0
     return (
         Target(f"mix: braid below the {GATE}", report.below(GATE, MIX), 0.0, ">=", "%"),
         Target(f"mix: braid below the {control}", report.below(control, MIX), 0.0, ">=", "%"),
-        Target(f"a seed on {NUM_CORES} cores", minutes, MINUTES_AT_MOST, "<=", "min"),
+        report.minutes_target(STAGES),
     )
-
-
-def seconds_of_seed(runs: Runs) -> float:
-    """From beginning to end, where runs that wait for none go to the first core that is free."""
-    free_at = [0.0] * NUM_CORES
-    for who in TRAINED:
-        heapq.heapreplace(free_at, free_at[0] + runs[who].seconds)
-    return runs[PARTNER].seconds + runs[UNTRAINED].seconds + max(free_at)

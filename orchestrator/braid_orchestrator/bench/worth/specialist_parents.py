@@ -25,7 +25,7 @@ class ParentRecipe(LlamaRecipe):
     """The start reads both kinds for ``start_steps``, then each reads its own for ``own_steps``."""
 
     start_steps: int = 120
-    own_steps: int = 480
+    own_steps: int = 1500
 
 
 def train_parent(

@@ -19,6 +19,7 @@ RUN_NAMES: dict[str, str] = {
     UNTRAINED: "singles and their ensembles",
     **{kind: f"the specialist for {kind}" for kind in KINDS},
 }
+STAGES = ((START,), KINDS, (UNTRAINED,), TRAINED)
 
 
 def specialist_report(seeds: Sequence[Runs]) -> ContestReport:
@@ -47,4 +48,5 @@ def specialist_targets(report: ContestReport) -> tuple[Target, ...]:
             for text in KINDS
         ),
         Target(f"mix: distance to the oracle, braid / {nearest}", distance, 1.0, "<"),
+        report.minutes_target(STAGES),
     )

@@ -15,7 +15,7 @@ from braid_orchestrator.bench.worth.contest_result import ContestResult, Windows
 from braid_orchestrator.bench.worth.measuring import TEST, VALIDATION
 from braid_orchestrator.bench.worth.pretrained import PretrainedOptions, run_pretrained
 from braid_orchestrator.bench.worth.pretrained_contestants import ANCHOR, PARTNER, SINGLES, TRAINED
-from braid_orchestrator.bench.worth.pretrained_report import ROWS, seconds_of_seed
+from braid_orchestrator.bench.worth.pretrained_report import ROWS, STAGES, pretrained_report
 from braid_orchestrator.bench.worth.pretrained_runs import UNTRAINED, PretrainedRunner, PretrainedSpec
 from braid_orchestrator.bench.worth.pretrained_texts import TEXTS
 from braid_orchestrator.bench.worth.texts import MIX
@@ -141,7 +141,7 @@ def test_everybody_has_a_row_and_a_place_in_the_picture(
 def test_two_cores_share_what_waits_for_nothing() -> None:
     runs = {who: result(bits={}, seconds=10.0) for who in (PARTNER, UNTRAINED, *TRAINED)}
     runs[TRAINED[0]] = result(bits={}, seconds=1000.0)
-    assert seconds_of_seed(runs) == 10.0 + 10.0 + 1000.0
+    assert pretrained_report([runs]).minutes_target(STAGES).value == (10.0 + 10.0 + 1000.0) / 60.0
 
 
 def test_an_anchor_of_a_short_context_is_refused(options: PretrainedOptions, tmp_path: Path) -> None:

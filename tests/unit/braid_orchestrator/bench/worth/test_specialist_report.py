@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from braid_orchestrator.bench.worth.contest import BRAID, GATE, MLP_NO_CROSS, NO_CROSS, ORACLE
@@ -9,6 +11,7 @@ from braid_orchestrator.bench.worth.contest_report import rows_of
 from braid_orchestrator.bench.worth.contest_result import ContestResult, Windows
 from braid_orchestrator.bench.worth.measuring import Figures
 from braid_orchestrator.bench.worth.specialist_contestants import TRAINED
+from braid_orchestrator.bench.worth.specialist_parents import KINDS, START
 from braid_orchestrator.bench.worth.specialist_report import (
     ROWS,
     RUN_NAMES,
@@ -45,6 +48,7 @@ def runs(figures: dict[str, Figures]) -> dict[str, ContestResult]:
 
     untrained = [row for row in ROWS if row not in TRAINED]
     return {
+        **{who: ContestResult({}, {}, 7, 60.0, 100.0) for who in (START, *KINDS)},
         UNTRAINED: ContestResult(
             {row: figures[row] for row in untrained}, {row: windows(row) for row in untrained}, 0, 1.0, 100.0
         ),
@@ -58,7 +62,7 @@ def test_targets_are_of_the_means_over_seeds() -> None:
     targets = {
         target.name: target for target in specialist_targets(specialist_report([runs(first), runs(second)]))
     }
-    assert len(targets) == 5
+    assert len(targets) == 6
     gate = targets["mix: braid below the token gate"]
     assert gate.value == pytest.approx(5.0) and gate.met
     assert targets["mix: braid below the no-cross control"].value == pytest.approx(5.0)
@@ -68,7 +72,17 @@ def test_targets_are_of_the_means_over_seeds() -> None:
 
 def test_a_braid_that_is_worse_misses_every_target() -> None:
     worse = rows(mix_braid=3.1, code_braid=3.1, prose_braid=3.1, mix_oracle=2.0)
-    assert not any(target.met for target in specialist_targets(specialist_report([runs(worse)])))
+    targets = specialist_targets(specialist_report([runs(worse)]))
+    assert not any(target.met for target in targets if target.unit != "min")
+
+
+def test_a_stage_takes_both_cores_and_waits_for_the_one_before() -> None:
+    first = runs(rows())
+    slow = {**first, TRAINED[0]: replace(first[TRAINED[0]], seconds=1800.0)}
+    (minutes,) = (one for one in specialist_targets(specialist_report([first, slow])) if one.unit == "min")
+    # The start, then both specialists, the singles, and the slow contestant beside all others.
+    assert minutes.value == pytest.approx((60.0 + 60.0 + 1.0 + 1800.0) / 60.0)
+    assert not minutes.met
 
 
 @pytest.mark.parametrize(("cut", "mlp"), [(2.5, 2.0), (2.0, 2.5)])
@@ -92,8 +106,8 @@ def test_the_tables_have_a_row_for_everybody() -> None:
     assert by_name[BRAID][-1] is None
     assert by_name["code alone"][1] == 0
     costs = {row[0]: row[1] for row in specialist_report(results[:1]).costs(RUN_NAMES).rows}
-    assert len(costs) == 2 + len(TRAINED)
-    assert costs["all runs of a seed, one after the other"] == 1.0 + 2.0 * len(TRAINED)
+    assert len(costs) == 5 + len(TRAINED)
+    assert costs["all runs of a seed, one after the other"] == 181.0 + 2.0 * len(TRAINED)
 
 
 def test_intervals_are_over_windows_and_paired() -> None:
