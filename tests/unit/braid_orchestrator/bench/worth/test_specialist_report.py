@@ -77,7 +77,7 @@ def test_a_braid_that_is_worse_misses_every_target() -> None:
 
 
 def test_a_stage_takes_both_cores_and_waits_for_the_one_before() -> None:
-    first = runs(rows())
+    first = runs(rows(mix_oracle=2.0))
     slow = {**first, TRAINED[0]: replace(first[TRAINED[0]], seconds=1800.0)}
     (minutes,) = (one for one in specialist_targets(specialist_report([first, slow])) if one.unit == "min")
     # The start, then both specialists, the singles, and the slow contestant beside all others.
