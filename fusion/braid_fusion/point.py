@@ -43,8 +43,9 @@ class FusionPoint(nn.Module):
     """The modules of one `PlanPoint`. ``strategy`` may be exchanged for any that takes a list of states.
 
     Besides the strategy's own options, every point takes ``cross`` (default true). False cuts what passes
-    between the shards: for each receiver, all other shards' states are zeros. That is the control which tells
-    what shards gain from each other, as against from trained modules alone. And ``dropout`` (default 0): the share
+    between the shards: for each receiver, all other shards' states are zeros. ``"own"`` cuts it too, but puts the
+    receiver's own states there, so that no part of a strategy idles. Those are the controls which tell what shards
+    gain from each other, as against from trained modules alone. And ``dropout`` (default 0): the share
     of each entering state's numbers that are zeros in training (and the others larger accordingly), so that a small
     training set is not learned by heart.
     """
@@ -57,8 +58,8 @@ class FusionPoint(nn.Module):
         self.normalises = point.injection != "replace"
         options = dict(point.options)
         self.cross = options.pop("cross", True)
-        if not isinstance(self.cross, bool):
-            raise PlanError(f"cross: got {self.cross!r}, expected true or false")
+        if not isinstance(self.cross, bool) and self.cross != "own":
+            raise PlanError(f"cross: got {self.cross!r}, expected true, false or 'own'")
         self.dropout = _share("dropout", options.pop("dropout", 0.0))
         self.inputs = nn.ModuleList(
             linear(width, point.fusion_width, generator)
@@ -96,7 +97,7 @@ class FusionPoint(nn.Module):
         inputs_TF = [
             self._enter(state_TD, project) for state_TD, project in zip(states_TD, self.inputs, strict=True)
         ]
-        if not self.cross:
+        if self.cross is not True:
             fused = self._without_cross(inputs_TF, context)
         elif context.alignment is None or aligns_itself(self.strategy):
             fused = fuse_with(self.strategy, inputs_TF, context)
@@ -128,9 +129,8 @@ class FusionPoint(nn.Module):
             if not own_TF.shape[0]:  # its text lags behind the anchor's
                 alone.append(own_TF)
                 continue
-            only_own_TF = [
-                own_TF if s == receiver else torch.zeros_like(own_TF) for s in range(len(inputs_TF))
-            ]
+            others_TF = own_TF if self.cross == "own" else torch.zeros_like(own_TF)
+            only_own_TF = [own_TF if s == receiver else others_TF for s in range(len(inputs_TF))]
             lane = 0 if context.alignment is None else context.alignment.lane_of[receiver]
             last = fuse_with(self.strategy, only_own_TF, context.of_lane(lane).part(index))
             alone.append(last.states if isinstance(last.states, Tensor) else last.states[index])

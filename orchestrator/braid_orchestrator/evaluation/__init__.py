@@ -26,6 +26,8 @@ from braid_orchestrator.evaluation.measuring import (
     measure_scores,
     measure_shard,
     measure_text,
+    sum_by_windows,
+    token_logprobs,
 )
 from braid_orchestrator.evaluation.report import Report, TextReport, make_report
 from braid_orchestrator.evaluation.scoring import (
@@ -68,4 +70,6 @@ __all__ = [
     "measure_shard",
     "measure_text",
     "read_texts",
+    "sum_by_windows",
+    "token_logprobs",
 ]

@@ -133,23 +133,43 @@ def measure_scores(
     max_windows: int | None = None,
     *,
     units_of: LaneText | None = None,
+    unit_window: int | None = None,
 ) -> dict[Predictor, UnitSums]:
     """Anything that scores tokens, on a text as their tokenizer reads it, by windows. Knows no limits but
     ``cut.max_rows``.
 
     Args:
         units_of: the same text as another tokenizer reads it, by whose windows sums are made; None: by its own.
+        unit_window: how many of those tokens are in its windows; None: ``cut.window``.
 
     Raises: what ``score`` raises.
     """
     windows = _Windows(lane, cut.window, max_windows)
-    of_units = windows if units_of is None else _Windows(units_of, cut.window)
+    of_units = windows if units_of is None else _Windows(units_of, unit_window or cut.window)
     ends_U = _unit_ends(of_units.lane, of_units, "window")
     tallies: dict[Predictor, Tally] = {}
     for batch in windows.batches(cut.max_rows):
         for who, scores in score(batch.ids_T, batch.lengths, batch.targets_T).items():
             tallies.setdefault(who, Tally(lane, ends_U)).add(scores, batch.places_T)
     return {who: tally.sums() for who, tally in tallies.items()}
+
+
+def token_logprobs(score: Score, lane: LaneText, cut: Cut) -> dict[Predictor, Tensor]:
+    """As `measure_scores`, each token by itself: (N,) in float64, natural, 0 where none was predicted."""
+    found: dict[Predictor, Tensor] = {}
+    for batch in _Windows(lane, cut.window).batches(cut.max_rows):
+        for who, scores in score(batch.ids_T, batch.lengths, batch.targets_T).items():
+            logprobs_N = found.setdefault(who, torch.zeros(lane.counts_N.numel(), dtype=torch.float64))
+            logprobs_N[batch.places_T] = scores.logprobs_T.double()
+    return found
+
+
+def sum_by_windows(logprobs_N: Tensor, lane: LaneText, window: int) -> UnitSums:
+    """Of tokens by themselves."""
+    windows = _Windows(lane, window)
+    tally = Tally(lane, _unit_ends(lane, windows, "window"))
+    tally.add(Scores(logprobs_N), torch.arange(logprobs_N.numel()))
+    return tally.sums()
 
 
 def check_window(shards: Sequence[TrainingShard], window: int) -> None:

@@ -139,8 +139,17 @@ def _lane_text(corpus: TokenCorpus, sizes_V: Tensor, text_bytes: Tensor, num_end
     place_N = torch.arange(corpus.num_tokens) - corpus.bounds[document_N]
     is_text_N = (place_N >= corpus.uncounted[document_N]) & (place_N < lengths[document_N] - num_end)
     sizes_N = torch.where(is_text_N, sizes_V[corpus.token_ids_N.long()], 0.0)
-    # What a tokenizer normalises, or puts before a first word, is not the text's: its tokens share the text's bytes.
     sums = torch.zeros_like(text_bytes).index_add(0, document_N, sizes_N)
+    # What a tokenizer puts before a first word is not the text's.
+    with_size = sizes_N.nonzero().squeeze(1)
+    first_D = torch.zeros_like(lengths).scatter_reduce(
+        0, document_N[with_size], with_size, "amin", include_self=False
+    )
+    surplus_D = (sums - text_bytes).clamp_min(0.0)
+    surplus_D = torch.where(surplus_D <= sizes_N[first_D], surplus_D, 0.0)
+    sizes_N = sizes_N.index_add(0, first_D, -surplus_D)
+    sums = sums - surplus_D
+    # What it normalises isn't either: its tokens share the text's bytes.
     told = sums > 0
     evenly_N = is_text_N.double() * (~told)[document_N]
     sizes_N, sums = sizes_N + evenly_N, sums.index_add(0, document_N, evenly_N)

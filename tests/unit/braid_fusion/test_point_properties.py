@@ -93,7 +93,7 @@ def test_changing_later_rows_changes_no_earlier_one(
 
 
 @every_strategy
-@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize("cross", [True, False, "own"])
 @settings(max_examples=15, deadline=None)
 @given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_pieces_with_caches_equal_the_whole(
@@ -159,8 +159,11 @@ def test_every_parameter_gets_a_gradient_within_three_steps(
 
 
 @every_strategy
-def test_no_cross_cuts_what_passes_between_shards(make_plan, states, trained, strategy, options) -> None:
-    stack = trained(FusionStack(make_plan(strategy, options={**options, "cross": False})))
+@pytest.mark.parametrize("cross", [False, "own"])
+def test_no_cross_cuts_what_passes_between_shards(
+    make_plan, states, trained, strategy, options, cross
+) -> None:
+    stack = trained(FusionStack(make_plan(strategy, options={**options, "cross": cross})))
     rows = states(6)
     before = stack.fuse(0, rows, FusionContext.whole([6])).states
     other = [rows[0], *states(6, seed=5)[1:]]
@@ -172,6 +175,21 @@ def test_no_cross_cuts_what_passes_between_shards(make_plan, states, trained, st
         with_cross.fuse(0, rows, FusionContext.whole([6])).states[0],
         with_cross.fuse(0, other, FusionContext.whole([6])).states[0],
     )
+
+
+@pytest.mark.parametrize("strategy", ["attention", "mlp", "router"])
+def test_own_states_take_the_places_of_the_others(make_plan, trained, strategy) -> None:
+    """As if all shards were in the receiver's state, where they enter alike."""
+    own = trained(FusionStack(make_plan(strategy, options={"cross": "own"}, widths=(16, 16, 16))))
+    crossing = FusionStack(make_plan(strategy, widths=(16, 16, 16)))
+    own.points["1"].inputs[1].load_state_dict(own.points["1"].inputs[0].state_dict())
+    own.points["1"].inputs[2].load_state_dict(own.points["1"].inputs[0].state_dict())
+    crossing.load_state_dict(own.state_dict())
+    rows = [torch.randn(6, 16, generator=torch.Generator().manual_seed(0))] * 3
+    context = FusionContext.whole([6])
+    alike = zip(own.fuse(0, rows, context).states, crossing.fuse(0, rows, context).states, strict=True)
+    for alone, together in alike:
+        torch.testing.assert_close(alone, together)
 
 
 @every_strategy

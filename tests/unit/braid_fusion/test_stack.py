@@ -159,7 +159,7 @@ def test_a_built_in_name_cannot_be_taken_over() -> None:
         ({"name": 5}, "point 5: name: got 5, expected text"),
         ({"strategy": ["mlp"]}, r"strategy: got \['mlp'\], expected text"),
         ({"options": [1]}, r"options: got \[1\]"),
-        ({"options": {"cross": "no"}}, "cross: got 'no', expected true or false"),
+        ({"options": {"cross": "no"}}, "cross: got 'no', expected true, false or 'own'"),
         ({"options": {"dropout": 1}}, "dropout: got 1, expected a number from 0 to less than 1"),
         ({"options": {"dropout": True}}, "dropout: got True, expected a number"),
         ({"strategy": "router", "options": {"top_k": 1.5}}, "top_k.*: got 1.5"),

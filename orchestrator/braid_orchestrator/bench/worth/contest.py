@@ -40,14 +40,16 @@ from braid_orchestrator.training.local import LocalTrainingShard
 from braid_services.shard.backend import ShardBackend
 
 Partner = Literal["other", "itself", "random"]
+Cross = bool | Literal["own"]  # a point's option
 Evaluate = Callable[[Scorer], Mapping[str, float]]
 
 BRAID, GLOBAL, GATE = evaluation.BRAID.name, evaluation.GLOBAL.name, evaluation.GATE.name
 UNIFORM, POSTERIOR, ORACLE = (
     who.name for who in (evaluation.UNIFORM, evaluation.POSTERIOR, evaluation.ORACLE)
 )
-NO_CROSS, MLP_NO_CROSS = "no-cross control", "no-cross control, all mlp"
-CONTROLS = (NO_CROSS, MLP_NO_CROSS)
+NO_CROSS = "no-cross control"
+MLP_NO_CROSS, OWN_STATES = f"{NO_CROSS}, all mlp", f"{NO_CROSS}, own states"
+CONTROLS = (NO_CROSS, MLP_NO_CROSS, OWN_STATES)
 LORA = "LoRA on the best single"
 
 
@@ -85,14 +87,14 @@ class BraidRecipe:
     fusion_width: int = 64
     gate_hidden: int = 64
 
-    def points(self, *, cross: bool = True, strategy: str = "") -> tuple[PointConfig, ...]:
+    def points(self, *, cross: Cross = True, strategy: str = "") -> tuple[PointConfig, ...]:
         """As a configuration has them. ``strategy``: one for all points in place of the braid's own."""
         return tuple(
             PointConfig(
                 layer,
                 strategy=strategy or own,
                 fusion_width=self.fusion_width,
-                options={} if cross else {"cross": False},
+                options={} if cross is True else {"cross": cross},
             )
             for layer, own in zip(self.layers, self.strategies, strict=True)
         )
@@ -109,7 +111,7 @@ class StackContestant:
 
     partner: Partner = "other"
     has_points: bool = True
-    cross: bool = True
+    cross: Cross = True
     strategy: str = ""
     readout: Literal["mixture", "gate"] = "gate"
     is_wide: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from braid_fusion.stack import FusionStack
 from braid_orchestrator.bench.worth.models import Scorer
+from braid_orchestrator.bench.worth.stretches import mixed_by_stretches
 from braid_orchestrator.evaluation import (
     ORACLE,
     POSTERIOR,
@@ -25,15 +26,19 @@ from braid_orchestrator.evaluation import (
     Predictor,
     UnitSums,
     measure_scores,
+    sum_by_windows,
+    token_logprobs,
 )
+from braid_orchestrator.evaluation.measuring import Score
 from braid_orchestrator.evaluation.mixes import oracle_logprobs, posterior_log_weights, uniform_log_weights
 from braid_orchestrator.evaluation.scoring import Scores, score_alone
+from braid_orchestrator.evaluation.texts import LaneText
 from braid_orchestrator.training.braid_pass import run_to_ends
 from braid_orchestrator.training.data import Document, MemorySource
 from braid_orchestrator.training.ports import TrainingShard
 
 VALIDATION, TEST = "validation", "test"
-FORGETTINGS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+FORGETTINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 Figures = dict[str, dict[str, float]]  # bits per byte by side and text
 Sums = dict[str, dict[str, UnitSums]]  # by side and text
@@ -44,7 +49,7 @@ class MeasuredTexts:
 
     Args:
         readers: one per lane of the contest's plan, the anchor's first.
-        window: in tokens, whosever they are.
+        window: in the anchor's tokens; in others, of those that make as much of the text.
 
     Raises: InvalidRequestError for texts without two tokens.
     """
@@ -56,7 +61,7 @@ class MeasuredTexts:
         test: Mapping[str, Sequence[Document]],
         window: int,
     ) -> None:
-        self._cut = Cut(window)
+        self._window = window
         self._lanes = {
             side: {
                 name: [reader.read(MemorySource(name, documents), window) for reader in readers]
@@ -71,8 +76,7 @@ class MeasuredTexts:
 
     def validate(self, scorer: Scorer, lane: int = 0) -> dict[str, float]:
         """What training chooses its best weights by: the mean over the validation texts."""
-        sums = self._measure("contestant", scorer, VALIDATION, lane)
-        return {"loss": fmean(one.bits_per_byte for one in sums.values())}
+        return {"loss": _validation_mean({VALIDATION: self._measure("contestant", scorer, VALIDATION, lane)})}
 
     @torch.no_grad()
     def measure_mixes(
@@ -106,11 +110,9 @@ class MeasuredTexts:
         sums: dict[Predictor, Sums] = {}
         for side, texts in self._lanes.items():
             for name, lanes in texts.items():
-                for who, one in measure_scores(score, lanes[0], self._cut).items():
+                for who, one in measure_scores(score, lanes[0], self._cut(lanes, 0)).items():
                     sums.setdefault(who, {}).setdefault(side, {})[name] = one
-        best = min(
-            posteriors, key=lambda who: fmean(one.bits_per_byte for one in sums[who][VALIDATION].values())
-        )
+        best = min(posteriors, key=lambda who: _validation_mean(sums[who]))
         rows = {who.name: by_side for who, by_side in sums.items() if who not in posteriors}
         for shard, lane in zip(shards, lane_of, strict=True):
             if lane > 0:
@@ -118,16 +120,56 @@ class MeasuredTexts:
         return {**rows, POSTERIOR.name: sums[best]}, posteriors[best]
 
     @torch.no_grad()
+    def measure_stretches(self, shards: Sequence[TrainingShard]) -> tuple[Sums, float]:
+        """The mix of models by whole stretches of text, each on tokens of its own.
+
+        Args:
+            shards: one per lane.
+
+        Returns: the sums, and the forgetting that is best on validation text.
+        """
+        by_forgetting: dict[float, Sums] = {}
+        for side, texts in self._lanes.items():
+            for name, lanes in texts.items():
+                logprobs = [
+                    token_logprobs(_as_score(shard.name, _alone(shard)), own, self._cut(lanes, lane))
+                    for lane, (shard, own) in enumerate(zip(shards, lanes, strict=True))
+                ]
+                for forgetting in FORGETTINGS:
+                    mixed_N = mixed_by_stretches(
+                        lanes, [next(iter(one.values())) for one in logprobs], forgetting
+                    )
+                    sums = sum_by_windows(mixed_N, lanes[0], self._window)
+                    by_forgetting.setdefault(forgetting, {}).setdefault(side, {})[name] = sums
+        best = min(by_forgetting, key=lambda one: _validation_mean(by_forgetting[one]))
+        return by_forgetting[best], best
+
+    @torch.no_grad()
     def _measure(self, who: str, scorer: Scorer, side: str, lane: int) -> dict[str, UnitSums]:
-        predictor = Predictor("baseline", who)
-
-        def score(ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> Mapping[Predictor, Scores]:
-            return {predictor: Scores(scorer(ids_T, lengths, targets_T))}
-
+        predictor, score = Predictor("baseline", who), _as_score(who, scorer)
         return {
-            name: measure_scores(score, lanes[lane], self._cut, units_of=lanes[0])[predictor]
+            name: measure_scores(
+                score, lanes[lane], self._cut(lanes, lane), units_of=lanes[0], unit_window=self._window
+            )[predictor]
             for name, lanes in self._lanes[side].items()
         }
+
+    def _cut(self, lanes: Sequence[LaneText], lane: int) -> Cut:
+        share = lanes[lane].corpus.num_tokens / lanes[0].corpus.num_tokens
+        return Cut(max(1, round(self._window * share)))
+
+
+def _validation_mean(sums: Sums) -> float:
+    return fmean(one.bits_per_byte for one in sums[VALIDATION].values())
+
+
+def _as_score(who: str, scorer: Scorer) -> Score:
+    predictor = Predictor("baseline", who)
+
+    def score(ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> Mapping[Predictor, Scores]:
+        return {predictor: Scores(scorer(ids_T, lengths, targets_T))}
+
+    return score
 
 
 def _alone(shard: TrainingShard) -> Scorer:

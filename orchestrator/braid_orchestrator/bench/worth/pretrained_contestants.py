@@ -20,6 +20,7 @@ from braid_orchestrator.bench.worth.contest import (
     LORA,
     MLP_NO_CROSS,
     NO_CROSS,
+    OWN_STATES,
     Partner,
     StackContestant,
 )
@@ -36,6 +37,7 @@ STACKS: dict[str, StackContestant] = {
     WITH_RANDOM: StackContestant("random"),
     NO_CROSS: StackContestant(cross=False),
     MLP_NO_CROSS: StackContestant(cross=False, strategy="mlp"),
+    OWN_STATES: StackContestant(cross="own"),
     BRAID: StackContestant(),
     WITH_ITSELF: StackContestant("itself"),
     GATE: StackContestant(has_points=False),

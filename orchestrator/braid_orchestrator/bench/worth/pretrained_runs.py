@@ -45,7 +45,7 @@ from braid_orchestrator.demo.recipe import digest
 from braid_orchestrator.evaluation import LaneReader
 from braid_orchestrator.training.data import Document, MemorySource, encode_source
 
-UNTRAINED = "untrained"
+UNTRAINED, STRETCHES = "untrained", "posterior mix by stretches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ def _contest(
     if spec.who == UNTRAINED:
         outputs = contest.build(StackContestant(has_points=False, readout="mixture"), backends)
         sums, forgetting = measured.measure_mixes(contest.shards(backends), outputs)
-        return sums, 0, {"forgetting": forgetting}
+        sums[STRETCHES], of_stretches = measured.measure_stretches(contest.shards(backends))
+        return sums, 0, {"forgetting": forgetting, "forgetting by stretches": of_stretches}
     lane = SINGLES.index(pair.best_single) if spec.who == LORA else 0
     evaluate = partial(measured.validate, lane=lane)
     if spec.who == LORA:

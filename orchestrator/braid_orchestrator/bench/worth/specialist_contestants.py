@@ -14,6 +14,7 @@ from braid_orchestrator.bench.worth.contest import (
     LORA,
     MLP_NO_CROSS,
     NO_CROSS,
+    OWN_STATES,
     Contest,
     Evaluate,
     Partner,
@@ -41,6 +42,7 @@ STACKS: dict[str, StackContestant] = {
     WITH_RANDOM: StackContestant("random"),
     NO_CROSS: StackContestant(cross=False),
     MLP_NO_CROSS: StackContestant(cross=False, strategy="mlp"),
+    OWN_STATES: StackContestant(cross="own"),
     BRAID: StackContestant(),
 }
 TRAINED = (LORA, *STACKS)

@@ -30,7 +30,7 @@ def test_a_text_has_its_bytes_in_every_tokenizer(kind: str) -> None:
         counted = float(lane.bytes_N[begin:end].sum())
         first_is_given = not lane.counts_N[begin] and int(lane.corpus.uncounted[document]) == 0
         assert (
-            counted < len(text.encode()) if first_is_given else counted == pytest.approx(len(text.encode()))
+            counted <= len(text.encode()) if first_is_given else counted == pytest.approx(len(text.encode()))
         )
     assert bool((lane.ends_N.diff() >= 0).all())
     assert not bool(lane.bytes_N[~lane.counts_N].any())
@@ -44,6 +44,21 @@ def test_bytes_are_those_of_each_token() -> None:
     # Byte-level: a character of the vocabulary's entry is a byte. The first token and the end don't count.
     assert lane.bytes_N.tolist() == [0.0, *own[1:-1], 0.0]
     assert lane.counts_N.tolist() == [False, *[True] * (len(ids) - 2), False]
+
+
+def test_what_stands_before_a_first_word_moves_no_token_behind_it() -> None:
+    """A space that isn't the text's: every other token ends where it ends in the text."""
+    backend = reading_backend("a", "llama", 0)
+    text = "Once upon a time, né à Zürich"
+    lane = LaneReader(backend).read(source(Document("a", text)), 64)
+    encoding = backend.tokenizer.backend_tokenizer.encode(text)
+    assert lane.corpus.token_ids_N.tolist()[: len(encoding)] == encoding.ids and encoding.tokens[
+        1
+    ].startswith("▁")
+    of_bytes = [index for index, token in enumerate(encoding.tokens) if token.startswith("<0x")]
+    ends = [float(len(text[:end].encode())) for _, end in encoding.offsets]
+    told = zip(lane.ends_N.tolist(), ends, strict=False)
+    assert all(end == expected for at, (end, expected) in enumerate(told) if at not in (1, *of_bytes))
 
 
 def test_of_a_prompt_with_its_completion_the_completion_counts() -> None:

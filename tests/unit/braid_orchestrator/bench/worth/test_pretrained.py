@@ -118,6 +118,7 @@ def test_targets_are_of_means_and_the_better_control(
     assert targets == {
         f"mix: braid below the {GATE}": (5.0, True),
         f"mix: braid below the {NO_CROSS}": (5.0, True),
+        f"mix: braid below the best of all others, the {GATE}": (5.0, True),
         "a seed on 2 cores": (minutes, True),
     }
     pool.bits[0][MLP_NO_CROSS] = pool.bits[1][MLP_NO_CROSS] = 1.0

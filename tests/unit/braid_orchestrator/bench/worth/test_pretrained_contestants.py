@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import save_tiny_model
+from torch import Tensor
 
 from braid_orchestrator.bench.worth.contest import (
     BRAID,
@@ -17,6 +18,7 @@ from braid_orchestrator.bench.worth.contest import (
     GATE,
     MLP_NO_CROSS,
     NO_CROSS,
+    OWN_STATES,
     BraidRecipe,
     Contest,
     StackContestant,
@@ -118,7 +120,7 @@ def test_partners_read_as_they_should(setting: Setting) -> None:
     )
 
 
-def test_the_controls_are_the_braid_cut_and_mlp_points_cut(setting: Setting) -> None:
+def test_the_controls_are_the_braid_cut_in_three_ways(setting: Setting) -> None:
     plans = {
         who: setting.contest.build(STACKS[who], setting.pair.backends("other")).plan
         for who in (BRAID, *CONTROLS)
@@ -126,6 +128,8 @@ def test_the_controls_are_the_braid_cut_and_mlp_points_cut(setting: Setting) -> 
     cut = tuple(replace(one, options={**one.options, "cross": False}) for one in plans[BRAID].points)
     assert plans[NO_CROSS] == replace(plans[BRAID], points=cut)
     assert plans[MLP_NO_CROSS].points == tuple(replace(one, strategy="mlp") for one in cut)
+    own = tuple(replace(one, options={**one.options, "cross": "own"}) for one in plans[BRAID].points)
+    assert plans[OWN_STATES].points == own
 
 
 @pytest.mark.parametrize("who", [BRAID, GATE, WITH_RANDOM, WITH_ITSELF])
@@ -159,8 +163,8 @@ def test_singles_and_mixes_are_what_an_evaluation_says(setting: Setting) -> None
     sums, forgetting = setting.measured.measure_mixes(shards, outputs)
     lineup = Lineup(shards, outputs, forgetting=forgetting, accuracy=False)
     readers = LaneReaders(shards, outputs.plan)
-    rows = {ANCHOR, PARTNER, UNIFORM.name, POSTERIOR.name, ORACLE.name}
-    assert set(sums) == rows
+    rows = {ANCHOR, UNIFORM.name, POSTERIOR.name, ORACLE.name}
+    assert set(sums) == {PARTNER, *rows}
     for name, documents in TEXTS.items():
         told = measure_text(lineup, readers.read(name, documents, 48), Cut(48)).sums
         for who in (one for one in told if one.name in rows):
@@ -176,6 +180,36 @@ def test_what_reads_by_another_tokenizer_is_booked_to_the_anchors_windows(settin
     assert own.bits_U.shape == anchors.bits_U.shape and own.bits_U.numel() > 2
     assert own.tokens_U.sum() != anchors.tokens_U.sum()
     torch.testing.assert_close(own.bytes_U, anchors.bytes_U, rtol=0.4, atol=4.0)
+
+
+def test_a_window_holds_as_much_text_in_any_tokens(setting: Setting) -> None:
+    lengths: dict[str, set[int]] = {}
+
+    def spy(who: str) -> Scorer:
+        def score(ids_T: Tensor, of_windows: Sequence[int], targets_T: Tensor) -> Tensor:
+            lengths.setdefault(who, set()).update(of_windows)
+            return torch.full((ids_T.numel(),), -1.0)
+
+        return score
+
+    for lane, who in enumerate(("anchor", "partner")):
+        setting.measured.measure(who, spy(who), lane)
+    per_anchor = setting.partner_tokens.numel() / setting.contest.tokens.numel()
+    assert max(lengths["anchor"]) == 48
+    assert max(lengths["partner"]) == pytest.approx(48 * per_anchor, rel=0.35)
+    assert max(lengths["partner"]) != 48
+
+
+def test_stretches_are_measured_on_all_that_the_anchor_is(setting: Setting) -> None:
+    backends = setting.pair.backends("other")
+    shards = setting.contest.shards(backends)
+    sums, forgetting = setting.measured.measure_stretches(shards)
+    anchors = setting.measured.measure("anchor", model_scorer(load_llama(setting.pair.anchor)))
+    assert 0.0 < forgetting <= 1.0
+    for side, by_name in sums.items():
+        for name, found in by_name.items():
+            torch.testing.assert_close(found.bytes_U, anchors[side][name].bytes_U)
+            assert bool((found.bits_U > 0).all())
 
 
 def test_a_partner_that_reads_bytes_has_settled_all_that_was_read(setting: Setting, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from braid_orchestrator.bench.worth.contest import (
     LORA,
     MLP_NO_CROSS,
     NO_CROSS,
+    OWN_STATES,
     BraidRecipe,
     Contest,
     TrainingRecipe,
@@ -104,8 +105,11 @@ def test_everybody_is_trained_and_scores(contest: Contest, folder: Path, who: st
     assert before == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def test_the_controls_are_the_braid_cut_and_mlp_points_cut(contest: Contest) -> None:
-    assert tuple(who for who, stack in STACKS.items() if stack.has_points and not stack.cross) == CONTROLS
+def test_the_controls_are_the_braid_cut_in_three_ways(contest: Contest) -> None:
+    assert (
+        tuple(who for who, stack in STACKS.items() if stack.has_points and stack.cross is not True)
+        == CONTROLS
+    )
     plans = {
         who: contest.build(STACKS[who], contest.pair.backends("other")).plan for who in (BRAID, *CONTROLS)
     }
@@ -115,6 +119,8 @@ def test_the_controls_are_the_braid_cut_and_mlp_points_cut(contest: Contest) -> 
     assert plans[NO_CROSS] == replace(plans[BRAID], points=cut)
     mlp = tuple(replace(point, strategy="mlp") for point in cut)
     assert plans[MLP_NO_CROSS] == replace(plans[BRAID], points=mlp)
+    own = tuple(replace(point, options={**point.options, "cross": "own"}) for point in points)
+    assert plans[OWN_STATES] == replace(plans[BRAID], points=own)
 
 
 def test_an_untrained_pair_with_itself_is_the_model(contest: Contest, folder: Path) -> None:

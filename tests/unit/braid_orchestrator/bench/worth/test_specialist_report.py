@@ -67,7 +67,7 @@ def test_targets_are_of_the_means_over_seeds() -> None:
     assert gate.value == pytest.approx(5.0) and gate.met
     assert targets["mix: braid below the no-cross control"].value == pytest.approx(5.0)
     assert targets["code: braid above the better specialist"].value == pytest.approx(0.0)
-    assert targets["mix: distance to the oracle, braid / token gate"].value == pytest.approx(0.8)
+    assert targets["mix: closer to the oracle than the token gate, by"].value == pytest.approx(5.0)
 
 
 def test_a_braid_that_is_worse_misses_every_target() -> None:
