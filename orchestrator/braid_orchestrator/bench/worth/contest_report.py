@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -18,6 +17,7 @@ from braid_orchestrator.bench.worth.contest import BRAID
 from braid_orchestrator.bench.worth.contest_result import ContestResult
 from braid_orchestrator.bench.worth.measuring import TEST, Figures
 from braid_orchestrator.bench.worth.texts import MIX
+from braid_orchestrator.bench.worth.timing import minutes_target
 from braid_orchestrator.evaluation import (
     MeasuredText,
     Predictor,
@@ -28,9 +28,6 @@ from braid_orchestrator.evaluation import (
 )
 
 Runs = Mapping[str, ContestResult]  # of one seed
-
-NUM_CORES = 2
-MINUTES_AT_MOST = 30.0
 
 
 def rows_of(runs: Runs) -> dict[str, Figures]:
@@ -141,8 +138,9 @@ class ContestReport:
 
     def minutes_target(self, stages: Sequence[Sequence[str]]) -> Target:
         """How long the slowest seed took. ``stages``: runs that wait for those of the stage before."""
-        seconds = max(_seconds_on_cores(runs, stages) for runs in self.seeds)
-        return Target(f"a seed on {NUM_CORES} cores", seconds / 60.0, MINUTES_AT_MOST, "<=", "min")
+        return minutes_target(
+            ({who: result.seconds for who, result in runs.items()} for runs in self.seeds), stages
+        )
 
     def raw(self, seeds: Sequence[int], intervals: Mapping[str, TextReport]) -> dict[str, Any]:
         """Plain values: the intervals, and all runs without the windows of which these are made."""
@@ -153,17 +151,6 @@ class ContestReport:
                 for seed, runs in zip(seeds, self.seeds, strict=True)
             },
         }
-
-
-def _seconds_on_cores(runs: Runs, stages: Sequence[Sequence[str]]) -> float:
-    """From beginning to end, where a stage's runs go to the first core that is free, in their order."""
-    total = 0.0
-    for stage in stages:
-        free_at = [0.0] * NUM_CORES
-        for who in stage:
-            heapq.heapreplace(free_at, free_at[0] + runs[who].seconds)
-        total += max(free_at)
-    return total
 
 
 def _to_braid(report: TextReport, row: str) -> str | None:

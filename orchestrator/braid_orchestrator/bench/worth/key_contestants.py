@@ -7,13 +7,13 @@ Shapes: T packed rows, R rows of answers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain, islice
 from random import Random
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
@@ -22,10 +22,18 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.training import OptimiserConfig, ScheduleConfig, Trainer, TrainerConfig
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.bench.adapters import add_lora, num_trainable
+from braid_orchestrator.bench.worth.key_answers import (
+    Answerer,
+    answer_logits,
+    model_predict,
+    posterior_predict,
+    share_solved,
+)
 from braid_orchestrator.bench.worth.key_exercises import Exercise, ExerciseBatches, KeyTasks
 from braid_orchestrator.bench.worth.key_matching import MatchingPairs, matching_loss
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, make_parent
-from braid_orchestrator.bench.worth.key_readings import ExerciseBatch, Reading, pack
+from braid_orchestrator.bench.worth.key_readings import ExerciseBatch, pack
+from braid_orchestrator.bench.worth.measuring import FORGETTINGS
 from braid_orchestrator.config.values import BraidConfig, PointConfig, ReadoutConfig
 from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.local import LocalTrainingShard
@@ -34,14 +42,10 @@ from braid_orchestrator.training.ports import TrainingShard
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
 
-# Natural log-probabilities (R, V) of what follows the rows that are answered.
-Predict = Callable[[ExerciseBatch], Tensor]
-
-UNIFORM, GLOBAL, GATE = "uniform mix", "global mix", "gate per token"
-LORA = "LoRA on the calculator"
+UNIFORM, POSTERIOR, GLOBAL, GATE = "uniform mix", "posterior mix", "global mix", "gate per token"
+LORA, LORA_TABLE = "LoRA on the calculator", "LoRA on the table"
 RANDOM, NO_CROSS, UNMATCHED = "braid with a random partner", "no-cross control", "braid, not matched"
 BRAID = "braid"
-EXERCISES_AT_ONCE = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +95,8 @@ STACKS: Mapping[str, StackContestant] = {
     UNMATCHED: StackContestant(is_matched=False),
     BRAID: StackContestant(),
 }
-CONTESTANTS = (LORA, *STACKS)
-
-
-@dataclass(frozen=True, slots=True)
-class Answerer:
-    """What answers exercises, and how it reads them; ``num_parameters`` of it were trained."""
-
-    predict: Predict
-    reading: Reading
-    num_parameters: int
+CONTESTANTS = (LORA, LORA_TABLE, POSTERIOR, *STACKS)
+_TO_CHOOSE_BY = 300  # exercises of the training's
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +119,10 @@ class KeyContest:
 
     def train(self, who: str) -> Answerer:
         """One of `CONTESTANTS`. Raises: TrainingError."""
-        if who == LORA:
-            return self._lora()
+        if who in (LORA, LORA_TABLE):
+            return self._lora(TABLE if who == LORA_TABLE else CALCULATOR)
+        if who == POSTERIOR:
+            return self._posterior()
         contestant, training = STACKS[who], self.training
         shards, stack = self.build(contestant)
         reading = self.parents.reading(self.anchor)
@@ -183,14 +181,23 @@ class KeyContest:
         tokenizer = self.parents.reading(name).tokenizer
         return LocalTrainingShard(ShardBackend.from_model(model, tokenizer, ShardConfig(name, "in memory")))
 
-    def _lora(self) -> Answerer:
+    def _posterior(self) -> Answerer:
+        """With the forgetting that solves most of some exercises of the training."""
+        shards, stack = self.build(STACKS[UNIFORM])
+        reading = self.parents.reading(self.anchor)
+        exercises = list(islice(chain.from_iterable(self._exercises()), _TO_CHOOSE_BY))
+        mixes = [Answerer(posterior_predict(shards, stack, one), reading, 0) for one in FORGETTINGS]
+        return max(mixes, key=lambda mix: share_solved(mix, exercises))
+
+    def _lora(self, who: str) -> Answerer:
         _, braid = self.build(STACKS[BRAID])
-        adapted: Any = add_lora(deepcopy(self.calculator), braid.num_parameters(), self.tasks.seed)
-        training, reading = self.training, self.parents.reading(CALCULATOR)
+        model = self.table if who == TABLE else self.calculator
+        adapted: Any = add_lora(deepcopy(model), braid.num_parameters(), self.tasks.seed)
+        training, reading = self.training, self.parents.reading(who)
 
         def loss_of(exercises: list[Exercise]) -> Tensor:
             batch = pack(exercises, reading)
-            return functional.cross_entropy(_logits(adapted, batch), batch.targets_R)
+            return functional.cross_entropy(answer_logits(adapted, batch), batch.targets_R)
 
         config = training.config(training.match_steps + training.num_steps, training.lora_learning_rate)
         Trainer(adapted, loss_of, self._exercises(), config).run()
@@ -209,33 +216,6 @@ class KeyContest:
             return tasks.substitute(draw, tasks.trained_keys)
 
         return ExerciseBatches(make, self.training.step_exercises, f"exercises {tasks.seed}")
-
-
-def model_predict(model: Any) -> Predict:
-    """What a model of transformers answers."""
-
-    def predict(batch: ExerciseBatch) -> Tensor:
-        return _logits(model, batch).log_softmax(-1)
-
-    return predict
-
-
-@torch.inference_mode()
-def share_solved(answerer: Answerer, exercises: Sequence[Exercise]) -> float:
-    """How many of the exercises are answered without a wrong character when each is the likeliest one, as greedy
-    generation would."""
-    solved = 0
-    for begin in range(0, len(exercises), EXERCISES_AT_ONCE):
-        batch = pack(exercises[begin : begin + EXERCISES_AT_ONCE], answerer.reading)
-        is_right_R = answerer.predict(batch).argmax(-1) == batch.targets_R
-        solved += sum(bool(rows.all()) for rows in torch.split(is_right_R, list(batch.rows_E)))
-    return solved / len(exercises)
-
-
-def _logits(model: Any, batch: ExerciseBatch) -> Tensor:
-    shape = (len(batch.lengths), batch.lengths[0])
-    logits_TV: Tensor = model(input_ids=batch.token_ids_T.view(shape), use_cache=False).logits.flatten(0, 1)
-    return logits_TV[batch.loss_rows_R]
 
 
 _RANDOM_SEED = 1000  # far from those of the models

@@ -13,13 +13,11 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from braid_orchestrator.bench.machine import peak_bytes
+from braid_orchestrator.bench.worth.key_answers import Answerer, model_predict, share_solved
 from braid_orchestrator.bench.worth.key_contestants import (
     CONTESTANTS,
-    Answerer,
     KeyContest,
     KeyTrainingRecipe,
-    model_predict,
-    share_solved,
 )
 from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, KeyParentRecipe, train_parent

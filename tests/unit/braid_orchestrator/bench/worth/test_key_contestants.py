@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from braid_fusion.stack import FusionStack
+from braid_orchestrator.bench.worth.key_answers import Answerer, posterior_predict, share_solved
 from braid_orchestrator.bench.worth.key_contestants import (
     BRAID,
     CONTESTANTS,
     LORA,
     STACKS,
     UNIFORM,
-    Answerer,
     KeyContest,
-    share_solved,
 )
 from braid_orchestrator.bench.worth.key_exercises import START, TASKS, Exercise, KeyTasks
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, TABLE, train_parent
@@ -148,3 +147,22 @@ def test_a_run_is_its_spec(tmp_path: Path, variant: str) -> None:
         assert results("one") == results("two")
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_posterior_mix_weighs_by_what_was_predicted_so_far() -> None:
+    recipe = VARIANTS["plain"].quick().recipe
+    tasks = KeyTasks(recipe.keys, 0)
+    models = [train_parent(who, tasks, recipe.parents) for who in (TABLE, CALCULATOR)]
+    shards, stack = KeyContest(tasks, *models, recipe.parents, recipe.training).build(STACKS[UNIFORM])
+    exercise = tasks.tests(1)[TASKS[0]][0]
+    batch = pack([exercise], CHARACTERS)
+    ids = CHARACTERS.encode(exercise.text).ids
+    with torch.inference_mode():
+        logs = [model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1) for model in models]
+        found = posterior_predict(shards, stack, 0.5)(batch)
+    evidence, expected = torch.zeros(2), []
+    for row, token_id in enumerate(ids[1:]):
+        weights = evidence.log_softmax(0)
+        expected.append(torch.logsumexp(torch.stack([one[row] for one in logs]) + weights[:, None], dim=0))
+        evidence = 0.5 * evidence + torch.stack([one[row, token_id] for one in logs])
+    torch.testing.assert_close(found, torch.stack(expected)[batch.loss_rows_R], rtol=1e-4, atol=1e-4)
