@@ -34,18 +34,18 @@ WITH_ITSELF, WITH_RANDOM = (
 )
 
 STACKS: dict[str, StackContestant] = {
-    GLOBAL: StackContestant(has_points=False, readout="mixture"),
-    GATE: StackContestant(has_points=False),
-    WIDE_GATE: StackContestant(has_points=False, is_wide=True),
-    HISTORY_GATE: StackContestant(has_points=False, has_history=True),
     WITH_ITSELF: StackContestant("itself"),
     WITH_RANDOM: StackContestant("random"),
     NO_CROSS: StackContestant(cross=False),
-    MLP_NO_CROSS: StackContestant(cross=False, strategy="mlp"),
     OWN_STATES: StackContestant(cross="own"),
     BRAID: StackContestant(),
+    MLP_NO_CROSS: StackContestant(cross=False, strategy="mlp"),
+    HISTORY_GATE: StackContestant(has_points=False, has_history=True),
+    WIDE_GATE: StackContestant(has_points=False, is_wide=True),
+    GATE: StackContestant(has_points=False),
+    GLOBAL: StackContestant(has_points=False, readout="mixture"),
 }
-TRAINED = (LORA, *STACKS)
+TRAINED = (*STACKS, LORA)  # those that take long come first, so that no core waits for one at the end
 _RANDOM_SEED = 1000  # far from those of the specialists
 
 

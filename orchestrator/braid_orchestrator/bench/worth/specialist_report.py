@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from braid_orchestrator.bench.report import Target
-from braid_orchestrator.bench.worth.contest import BRAID, CONTROLS, ORACLE, POSTERIOR, UNIFORM
+from braid_orchestrator.bench.worth.contest import BRAID, CONTROLS, GLOBAL, LORA, ORACLE, POSTERIOR, UNIFORM
 from braid_orchestrator.bench.worth.contest_report import ContestReport, Runs
-from braid_orchestrator.bench.worth.specialist_contestants import GATES, TRAINED
+from braid_orchestrator.bench.worth.specialist_contestants import GATES, TRAINED, WITH_ITSELF, WITH_RANDOM
 from braid_orchestrator.bench.worth.specialist_parents import KINDS, START
 from braid_orchestrator.bench.worth.specialist_runs import SOUP, UNTRAINED
 from braid_orchestrator.bench.worth.specialist_texts import TEXTS
 from braid_orchestrator.bench.worth.texts import MIX
 
-ROWS = (*KINDS, SOUP, UNIFORM, POSTERIOR, *TRAINED, ORACLE)
+ROWS = (
+    *KINDS,
+    SOUP,
+    UNIFORM,
+    POSTERIOR,
+    GLOBAL,
+    *GATES,
+    LORA,
+    WITH_ITSELF,
+    WITH_RANDOM,
+    *CONTROLS,
+    BRAID,
+    ORACLE,
+)
 RUN_NAMES: dict[str, str] = {
     START: "the common start",
     UNTRAINED: "singles and their ensembles",
