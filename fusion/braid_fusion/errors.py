@@ -17,7 +17,8 @@ FusionError
 │   ├── TrainingDataError        data that end early, are too short, or lack what a run needs
 │   ├── TrainingDivergedError    a loss or gradient that is no longer a finite number
 │   ├── CheckpointMismatchError  a checkpoint of another run; both sides are named
-│   └── CorruptCheckpointError   a checkpoint that is damaged, or none
+│   ├── NoCheckpointError        no checkpoint to go on from
+│   └── CorruptCheckpointError   a checkpoint that is damaged
 └── NotAVersion           a place that holds something else, which saving would destroy
 """
 
@@ -109,5 +110,9 @@ class CheckpointMismatchError(TrainingError):
     """A checkpoint of another configuration, module or data."""
 
 
+class NoCheckpointError(TrainingError):
+    """A place where no run has left a checkpoint."""
+
+
 class CorruptCheckpointError(TrainingError):
-    """A file that is no checkpoint, or a folder that holds none."""
+    """A file that is no checkpoint, or a damaged one."""

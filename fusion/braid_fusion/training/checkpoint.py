@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError
+from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError, NoCheckpointError
 from braid_fusion.whole_file import write_whole
 
 _HEADING = "braid checkpoint 1"
@@ -71,6 +71,20 @@ class CheckpointFolder:
             )
 
 
+def last_checkpoint(path: Path) -> Path:
+    """A checkpoint's file; of a folder, its last one's. Raises: NoCheckpointError if there is none."""
+    if path.is_dir():
+        found = steps_in(path)
+        if found:
+            return found[-1][1]
+        got = "a folder without checkpoints"
+    elif path.exists():
+        return path
+    else:
+        got = "nothing there"
+    raise NoCheckpointError(f"{path}: no run here to go on with: got {got}, expected step-….ckpt of one")
+
+
 def steps_in(folder: Path) -> list[tuple[int, Path]]:
     """Steps and files of a folder's checkpoints, the oldest first."""
     if not folder.is_dir():
@@ -82,15 +96,9 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Of a folder, its last one's.
 
-    Raises: CorruptCheckpointError if there is none, or it isn't what was written.
+    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written.
     """
-    if path.is_dir():
-        found = steps_in(path)
-        if not found:
-            raise CorruptCheckpointError(
-                f"{path}: got a folder without checkpoints, expected step-….ckpt in it"
-            )
-        path = found[-1][1]
+    path = last_checkpoint(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -147,7 +147,9 @@ class OptimiserStep(Generic[BatchT]):
         if not math.isfinite(figures["gradient_norm"]):
             if self._precision.may_skip():
                 return True
-            last = (step + 1) * self._accumulate - 1
+            per_step = self._accumulate * self._peers.count
+            first, last = step * per_step, (step + 1) * per_step - 1
+            batches = f"batch {last}" if first == last else f"in one of batches {first} to {last}"
             raise TrainingDivergedError(
                 f"gradient norm: got {figures['gradient_norm']} at step {step}, batch {last}, with a loss of "
                 f"{figures['loss']}, expected a finite number"

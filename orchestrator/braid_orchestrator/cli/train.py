@@ -176,7 +176,8 @@ def train(
                 "published": None if published is None else asdict(published),
                 "weights": None if outcome.weights is None else str(outcome.weights),
                 "held_out": outcome.held_out,
-                "record": asdict(outcome.record),
+                # Before the first step there is no loss, and JSON has no NaN.
+                "record": asdict(outcome.record) | ({} if outcome.record.steps else {"final_loss": None}),
             }
         )
     else:
@@ -189,6 +190,9 @@ def train(
 
 def _show(outcome: Outcome) -> None:
     record = outcome.record
+    if not record.steps:
+        err.print("interrupted before the first step: nothing was trained", highlight=False)
+        return
     err.print(
         f"{record.steps} steps in {record.seconds:.0f} s, ended by {record.stopped_by}; loss {record.final_loss:.3f} "
         "nats per token",

@@ -12,6 +12,7 @@ from braid_fusion.errors import (
     DeciderError,
     FusionError,
     FusionShapeError,
+    NoCheckpointError,
     NotAVersion,
     PlanError,
     TrainingConfigError,
@@ -25,6 +26,7 @@ from braid_rpc.errors import (
     ConflictError,
     CorruptWeightsError,
     InvalidRequestError,
+    NotFoundError,
     ShapeMismatchError,
     UnknownVersionError,
     WeightMismatchError,
@@ -41,6 +43,7 @@ _COUNTERPARTS: dict[type[FusionError], type[BraidError]] = {
     TrainingConfigError: InvalidRequestError,
     TrainingDataError: InvalidRequestError,
     CheckpointMismatchError: ConflictError,
+    NoCheckpointError: NotFoundError,
     CorruptCheckpointError: CorruptWeightsError,
 }
 

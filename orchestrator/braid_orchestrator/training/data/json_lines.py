@@ -50,7 +50,9 @@ def _document(line: bytes, field: str | None, where: str, size: int) -> Document
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{where}: got what is no JSON: {error}") from error
+        raise InvalidRequestError(
+            f"{where}: got what is no JSON ({error}), expected a JSON object"
+        ) from error
     if not isinstance(record, dict):
         raise InvalidRequestError(f"{where}: got {text[:_SHOWN_CHARS].strip()!r}, expected a JSON object")
     return document_of(record, fields_of_document(record, field, where), where, size)

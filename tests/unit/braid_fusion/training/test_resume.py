@@ -17,7 +17,7 @@ import training_runs
 from torch import Tensor
 from training_runs import TinyModel, tiny_trainer
 
-from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError, TrainingDataError
+from braid_fusion.errors import CheckpointMismatchError, NoCheckpointError, TrainingDataError
 from braid_fusion.training import EarlyStopping, OptimiserConfig, Trainer
 
 
@@ -230,8 +230,9 @@ def test_a_new_run_does_not_mix_with_checkpoints_that_are_there(tmp_path: Path) 
     with pytest.raises(CheckpointMismatchError, match=r"up to step-00000006\.ckpt"):
         tiny_trainer(tmp_path).run()
     assert (tmp_path / "log.jsonl").read_bytes() == before
-    with pytest.raises(CorruptCheckpointError, match="without checkpoints"):
-        tiny_trainer(tmp_path / "other").run(tmp_path)
+    for place, words in ((tmp_path, "a folder without checkpoints"), (tmp_path / "no", "nothing there")):
+        with pytest.raises(NoCheckpointError, match=rf"no run here to go on with: got {words}"):
+            tiny_trainer(tmp_path / "other").run(place)
 
 
 def test_checkpoints_need_a_source_that_can_be_resumed(tmp_path: Path) -> None:
