@@ -47,6 +47,25 @@ def windows(seed: int = 3) -> TokenWindows:
     return TokenWindows(text, LENGTH, batch_size=3, seed=seed)
 
 
+def everything(trainer: Trainer[Tensor]) -> dict[str, Any]:
+    """What two equal runs have in common, in a form that `==` compares bit for bit."""
+    state = trainer._state.content()
+    compared: dict[str, Any] = _comparable(
+        {**state, "history": trainer.history, "frozen": trainer.module.frozen}
+    )
+    return compared
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes())
+    if isinstance(value, dict):
+        return {name: _comparable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return value
+
+
 def tiny_trainer(
     folder: Path | None = None,
     *,

@@ -32,6 +32,16 @@ class Position:
     evaluations: list[Evaluation] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a step that fails halfway has moved all the same, as it was before: the position in the data, the random
+    generators, and buffers such as running means."""
+
+    source: Mapping[str, Any]
+    random: Mapping[str, Any]
+    buffers: Mapping[str, Tensor]
+
+
 class TrainingState:
     """A run's module, optimisers, scale, data position, early stopping and random generators together.
 
@@ -57,6 +67,8 @@ class TrainingState:
         self._precision = precision
         self._source = source
         self._settings = dict(settings)
+        of_module = dict(module.named_buffers())
+        self._buffer_names = of_module.keys() & trained_tensors(module).keys()
 
     def note_evaluation(self, step: int, values: Mapping[str, float]) -> bool:
         """Remember an evaluation, and the weights if it is the best so far; whether it is."""
@@ -72,16 +84,32 @@ class TrainingState:
         if self.best is not None:
             self._put(self.best)
 
-    def content(self) -> dict[str, Any]:
-        """For a checkpoint: tensors and plain values. Raises: TrainingDataError, as `require_resumable`."""
+    def mark(self) -> Mark:
+        """Where things are now; parameters and optimisers aren't copied. Raises: as `require_resumable`."""
+        buffers = {
+            name: buffer.detach().to("cpu", copy=True)
+            for name, buffer in self._module.named_buffers()
+            if name in self._buffer_names
+        }
+        return Mark(self.require_resumable().state_dict(), random_state(), buffers)
+
+    def content(self, mark: Mark | None = None) -> dict[str, Any]:
+        """For a checkpoint: tensors and plain values.
+
+        Args:
+            mark: where things were when what has failed since began, which had made no update; None: as they are.
+
+        Raises: TrainingDataError, as `require_resumable`.
+        """
+        mark = mark or self.mark()
         return {
             "settings": self._settings,
             "parameters": describe_parameters(self._module),
-            "tensors": self._copy(),
+            "tensors": {**self._copy(), **mark.buffers},
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "scale": self._precision.state_dict(),
-            "source": self.require_resumable().state_dict(),
-            "random": random_state(),
+            "source": mark.source,
+            "random": mark.random,
             "position": asdict(self.position),
             "watch": None if self.watch is None else self.watch.state_dict(),
             "best": self.best,

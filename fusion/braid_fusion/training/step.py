@@ -27,7 +27,8 @@ TOKENS = "tokens"
 
 
 class OptimiserStep(Generic[BatchT]):
-    """Takes steps on parameters. After an error the parameters are those before the step, without gradients.
+    """Takes steps on parameters. After an error the parameters are those before the step, without gradients, unless
+    it was the update itself that failed.
 
     Args:
         clip_norm: to what the norm of all gradients together is brought down; None: never.
@@ -52,6 +53,8 @@ class OptimiserStep(Generic[BatchT]):
         self._accumulate = accumulate
         self._clip_norm = clip_norm
         self._peers = peers or NoPeers()
+        self.is_updating = False
+        """Whether an update has begun and not ended: after an error in one, parameters may be anything."""
 
     def take(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
         """Step number ``step`` of the run, counted from 0, which messages name.
@@ -64,7 +67,9 @@ class OptimiserStep(Generic[BatchT]):
             figures = self._backward(batches, step)
             self._precision.unscale(self._optimisers)
             skip = self._clip(figures, step)
+            self.is_updating = True
             self._precision.step(self._optimisers, skip=skip)
+            self.is_updating = False
             if skip:
                 figures["skipped"] = 1.0
             return figures
@@ -151,7 +156,7 @@ class OptimiserStep(Generic[BatchT]):
             first, last = step * per_step, (step + 1) * per_step - 1
             batches = f"batch {last}" if first == last else f"in one of batches {first} to {last}"
             raise TrainingDivergedError(
-                f"gradient norm: got {figures['gradient_norm']} at step {step}, batch {last}, with a loss of "
+                f"gradient norm: got {figures['gradient_norm']} at step {step}, {batches}, with a loss of "
                 f"{figures['loss']}, expected a finite number"
             )
         if self._clip_norm is not None:

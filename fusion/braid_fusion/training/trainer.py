@@ -3,15 +3,18 @@
 A run ends after a number of steps or a number of seconds, whichever is first, and the learning rate follows
 whichever is further on, so that a slow machine ends in time with a finished schedule.
 
+A run that an error ends leaves a checkpoint too, as of the last whole step.
+
 A run that is resumed from a checkpoint gives the same numbers, bit for bit, as one that never stopped, as long as
 steps alone decide (``max_seconds`` None) and the machine computes the same.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from braid_fusion.errors import TrainingDivergedError
 from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint
 from braid_fusion.training.config import TrainerConfig, plain
 from braid_fusion.training.early_stopping import StopWatch
@@ -30,9 +34,11 @@ from braid_fusion.training.progress_bar import ProgressBar
 from braid_fusion.training.record import Progress, TrainingRecord
 from braid_fusion.training.run_log import RunLog
 from braid_fusion.training.schedule import learning_rate_factor
-from braid_fusion.training.state import TrainingState
+from braid_fusion.training.state import Mark, TrainingState
 from braid_fusion.training.step import Losses, OptimiserStep
 from braid_fusion.training.tensorboard import TensorBoardLog, check_tensorboard
+
+_log = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT")
 
@@ -57,7 +63,7 @@ class Trainer(Generic[BatchT]):
         log_path: a JSON-lines file, begun anew, or gone on with when a run is resumed.
         tensorboard_folder: the same figures as events for TensorBoard.
         checkpoint_folder: where checkpoints go. With one, Ctrl-C ends the run after the step at hand, with a
-            checkpoint; without, it is a KeyboardInterrupt.
+            checkpoint; without, it is a KeyboardInterrupt. An error leaves one of the last whole step.
         settings: what else decides the outcome, such as weights within the loss; plain values. A checkpoint
             with other settings is refused.
         progress_bar: None: where standard error is a terminal.
@@ -167,12 +173,15 @@ class Trainer(Generic[BatchT]):
         start = self._clock() - position.seconds
         batches = iter(self._batches)
         self.module.train()
+        if position.step:
+            self._evaluate_if_due()  # where the run was ended by its failing
         while position.stopped_by is None and not self._peers.from_first(wish.asked or self._stop_wanted()):
             factor = learning_rate_factor(
                 max(position.fraction, 1.0 / self.config.max_steps), self.config.schedule
             )
             self._set_rates(factor)
-            figures = self._step.take(batches, position.step)
+            with self._kept_at_an_error(self._mark()):
+                figures = self._step.take(batches, position.step)
             position.step += 1
             self._advance(figures["loss"], self._peers.from_first(self._clock() - start))
             self._write_log(factor, figures)
@@ -180,7 +189,8 @@ class Trainer(Generic[BatchT]):
             progress = Progress(position.step, position.fraction, position.loss, position.seconds)
             bar.show(progress)
             if self._on_progress is not None:
-                self._on_progress(progress)
+                with self._kept_at_an_error(None):
+                    self._on_progress(progress)
             if self.config.checkpoint_every and position.step % self.config.checkpoint_every == 0:
                 self._save()
         self._save()
@@ -219,9 +229,12 @@ class Trainer(Generic[BatchT]):
     def _evaluate_if_due(self) -> None:
         position, every = self._state.position, self.config.evaluate_every
         is_due = position.stopped_by is not None or (every and position.step % every == 0)
-        if self._evaluate is None or not is_due:
+        is_done = bool(position.evaluations) and position.evaluations[-1].step == position.step
+        if self._evaluate is None or not is_due or is_done:
             return
-        values = self._peers.from_first(self._values() if self._peers.rank == 0 else None)
+        with self._kept_at_an_error(self._mark()):
+            values = self._peers.from_first(self._values() if self._peers.rank == 0 else None)
+        self._saved_step = 0  # what is on disk of this step, if anything, is of before
         is_best = self._state.note_evaluation(position.step, values)
         self._note({"step": position.step, "evaluation": values})
         if is_best and self._checkpoints is not None and self._writes and self._state.best is not None:
@@ -239,13 +252,32 @@ class Trainer(Generic[BatchT]):
         finally:
             self.module.train()
 
-    def _save(self) -> None:
+    def _save(self, mark: Mark | None = None) -> None:
         step = self._state.position.step
         if self._checkpoints is not None and self._writes and step != self._saved_step:
             self._log.sync()  # a checkpoint is never ahead of the log
             self._tensorboard.sync()
-            self._checkpoints.save(step, self._state.content())
+            self._checkpoints.save(step, self._state.content(mark))
             self._saved_step = step
+
+    def _mark(self) -> Mark | None:
+        return self._state.mark() if self._checkpoints is not None and self._writes else None
+
+    @contextmanager
+    def _kept_at_an_error(self, mark: Mark | None) -> Iterator[None]:
+        """If what is done within fails, leave a checkpoint as of ``mark`` (None: as things are then). Not of a run
+        that diverged, which would do so again, nor where parameters were being changed."""
+        try:
+            yield
+        except TrainingDivergedError:
+            raise
+        except Exception:
+            if not self._step.is_updating:
+                try:
+                    self._save(mark)
+                except OSError as error:  # the run's own error says more
+                    _log.warning("no checkpoint of step %d: %s", self._state.position.step, error)
+            raise
 
     def _record(self) -> TrainingRecord:
         position, watch = self._state.position, self._state.watch

@@ -94,6 +94,9 @@ def train(
     evaluate_every: Annotated[
         int | None, typer.Option(min=1, help="In steps; else ten times.", rich_help_panel=_RUN)
     ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="In steps; else five times.", rich_help_panel=_RUN)
+    ] = None,
     patience: Annotated[
         int,
         typer.Option(
@@ -147,6 +150,7 @@ def train(
             learning_rate=learning_rate,
             precision=precision,  # type: ignore[arg-type]
             evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
             patience=patience or None,
             seed=seed,
         ),

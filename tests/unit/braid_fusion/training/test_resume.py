@@ -14,36 +14,19 @@ import numpy as np
 import pytest
 import torch
 import training_runs
-from torch import Tensor
-from training_runs import TinyModel, tiny_trainer
+from training_runs import TinyModel, everything, tiny_trainer
 
 from braid_fusion.errors import CheckpointMismatchError, NoCheckpointError, TrainingDataError
 from braid_fusion.training import EarlyStopping, OptimiserConfig, Trainer
 
 
-class KilledError(Exception):
-    """The process ends here."""
+class KilledError(BaseException):
+    """The process ends here, with nothing done any more. What `Exception`s leave is in `test_errors`."""
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(5)
-
-
-def everything(trainer: Trainer[Tensor]) -> dict[str, Any]:
-    """What must be equal, in a form that `==` compares bit for bit."""
-    state = trainer._state.content()
-    return _comparable({**state, "history": trainer.history, "frozen": trainer.module.frozen})
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return (str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes())
-    if isinstance(value, dict):
-        return {name: _comparable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_comparable(item) for item in value]
-    return value
 
 
 def run_until(folder: Path, step: int, **options: Any) -> None:
