@@ -13,11 +13,13 @@ from braid_orchestrator.cli.benching import progress_bar
 from braid_orchestrator.cli.console import err, print_json
 from braid_orchestrator.cli.options import ConfigOption, JsonOption, StateOption, use_state
 from braid_orchestrator.cli.reaching import PLACES_PANEL, JoinOption, ServeOption, ShardOption, way_to
+from braid_rpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from braid_orchestrator.training.run import Outcome
 
 _DATA, _RUN = "Texts", "Training"
+_PRECISIONS = ("float32", "bf16")
 
 
 def train(
@@ -89,7 +91,7 @@ def train(
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per step.", rich_help_panel=_RUN)] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.", rich_help_panel=_RUN)] = 3e-3,
     precision: Annotated[
-        str, typer.Option(help="Of the fusion modules: float32, bf16 or fp16.", rich_help_panel=_RUN)
+        str, typer.Option(metavar="float32|bf16", help="Of the fusion modules.", rich_help_panel=_RUN)
     ] = "float32",
     evaluate_every: Annotated[
         int | None, typer.Option(min=1, help="In steps; else ten times.", rich_help_panel=_RUN)
@@ -129,6 +131,7 @@ def train(
     from braid_orchestrator.training.run import RunOptions
     from braid_services.fusion.translation import braid_errors
 
+    _check_precision(precision)
     use_state(state)
     braid = load_braid_config(config, os.environ)
     way = way_to(braid, shard or [], join, serve)
@@ -190,6 +193,12 @@ def train(
             err.print(
                 f"published as {published.version}; active: {published.active_version}", highlight=False
             )
+
+
+def _check_precision(name: str) -> None:
+    """fp16's gradients need a CUDA device; the fusion modules are trained here, on the CPU, wherever shards are."""
+    if name not in _PRECISIONS:
+        raise ConfigError(f"--precision: got {name!r}, expected one of {', '.join(_PRECISIONS)}")
 
 
 def _show(outcome: Outcome) -> None:
