@@ -22,7 +22,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import PointConfig
 from braid_orchestrator.training.data import DocumentEncoder, TrainingTexts, load_texts
 from braid_orchestrator.training.ports import TrainingShard
-from braid_orchestrator.training.run import LOG_FILE, TENSORBOARD, Outcome, RunOptions, train_braid
+from braid_orchestrator.training.run import LOG_FILE, PLOT_FILE, TENSORBOARD, Outcome, RunOptions, train_braid
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
@@ -79,6 +79,15 @@ def test_where_the_shards_are_changes_no_bit(transport, backends, texts, undistu
     with training_shards(backends, transport) as shards:
         outcome = run(shards, texts, tmp_path)
     assert (curve(tmp_path), sha256(outcome)) == undisturbed
+    assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_costs_the_picture_only(backends, texts, tmp_path, caplog) -> None:
+    (tmp_path / PLOT_FILE).mkdir()
+    with training_shards(backends, "in process") as shards:
+        outcome = run(shards, texts, tmp_path, replace(OPTIONS, steps=2))
+    assert read_card(outcome.weights).weights_sha256
+    assert "no plot of the run: " in caplog.text and PLOT_FILE in caplog.text
 
 
 @pytest.mark.skipif(not has_tensorboard(), reason="needs tensorboardX, which is absent")

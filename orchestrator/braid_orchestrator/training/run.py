@@ -9,9 +9,10 @@ Files of a run, in its folder: ``checkpoints/``, ``log.jsonl``, ``tensorboard/``
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.errors import ContextLengthError
 from braid_services.fusion.translation import braid_errors
 from braid_services.fusion.version_names import check_new_name
+
+_log = logging.getLogger(__name__)
 
 LOG_FILE, PLOT_FILE, CHECKPOINTS, WEIGHTS = "log.jsonl", "training.png", "checkpoints", "weights"
 TENSORBOARD = "tensorboard"
@@ -163,12 +166,21 @@ def train_braid(
     if record.stopped_by == "interrupt":
         return Outcome(None, record, None)
     if peers.rank == 0:
-        with suppress(TrainingError):  # without matplotlib
-            plot_training(folder / LOG_FILE, folder / PLOT_FILE)
         with braid_errors():
             save_stack(stack, weights, json.loads(json.dumps(record.to_dict())))
+        _plot(folder)
     best = [one for one in record.evaluations if record.best_step in (None, one.step)]
     return Outcome(weights, record, best[-1].values if best else None)
+
+
+def _plot(folder: Path) -> None:
+    """Where matplotlib is. The run is done and its weights are written: a picture that fails is told, and no more."""
+    if find_spec("matplotlib") is None:
+        return
+    try:
+        plot_training(folder / LOG_FILE, folder / PLOT_FILE)
+    except (TrainingError, OSError) as error:
+        _log.warning("no plot of the run: %s", error)
 
 
 def evaluate(
