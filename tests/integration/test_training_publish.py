@@ -12,8 +12,8 @@ from braid_fusion.stack import FusionStack
 from braid_fusion.weights import save_stack
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import PointConfig
-from braid_orchestrator.training.publishing import publish_version
-from braid_rpc.errors import UnavailableError, WeightMismatchError
+from braid_orchestrator.training.publishing import check_target, publish_version
+from braid_rpc.errors import BraidError, ConflictError, UnavailableError, WeightMismatchError
 from braid_rpc.fusion_client import FusionClient
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
@@ -54,6 +54,24 @@ def test_a_fusion_service_takes_a_version_before_anyone_prepared_it(backends, tm
         other = trained(backends, tmp_path / "other", points=(PointConfig(at=1, strategy="weighted"),))
         with pytest.raises(WeightMismatchError):
             publish_version(other, server.targets[0])
+
+
+def test_who_takes_no_version_in_is_told_before_there_is_one(backends, tmp_path: Path) -> None:
+    with served(backends, braid_config()) as braid:
+        check_target(braid.url)
+        with pytest.raises(BraidError, match=rf"^{braid.url}/elsewhere: "):
+            check_target(f"{braid.url}/elsewhere")
+    plan = resolve_plan(braid_config(), [backend.card for backend in backends])
+    with serve_fusion(None, None, [f"unix:{tmp_path}/fusion.sock"], max_publish_bytes=0) as server:
+        check_target(server.targets[0])  # without a plan it can't say
+        with FusionClient(server.targets[0]) as client:
+            client.prepare(plan)
+        with pytest.raises(ConflictError, match=r"fusion\.sock: its fusion\.max_publish_bytes is 0"):
+            check_target(server.targets[0])
+    with serve_fusion(None, None, [f"unix:{tmp_path}/other.sock"]) as server:
+        with FusionClient(server.targets[0]) as client:
+            client.prepare(plan)
+        check_target(server.targets[0])
 
 
 def test_nobody_there_and_somebody_else_there_are_told_apart(backends, tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ def train(
         resume=resume,
         tensorboard=tensorboard,
     )
+    if publish is not None:
+        from braid_orchestrator.training.publishing import check_target
+
+        check_target(publish)
     if workers > 1:
         from braid_orchestrator.training.workers import do_job_with_workers
 

@@ -17,7 +17,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, load_texts
 from braid_orchestrator.training.reaching import Way
-from braid_orchestrator.training.run import Outcome, RunOptions, train_braid
+from braid_orchestrator.training.run import Outcome, RunOptions, check_run, train_braid
 from braid_services.fusion.main import import_strategies
 
 # What is being read, how far it is, and how much there is.
@@ -61,6 +61,9 @@ def do_job(
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config, peers.rank) as reached:
         plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
+        stack = FusionStack(plan)
+        # Texts may take minutes to read.
+        check_run(reached.shards, stack, job.options, job.folder, version=job.version, resume=job.resume)
         anchor = reached.shards[plan.anchor]
         texts = load_texts(
             job.texts,
@@ -75,7 +78,7 @@ def do_job(
             on_left_out(line)
         return train_braid(
             reached.shards,
-            FusionStack(plan),
+            stack,
             texts,
             job.options,
             job.folder,

@@ -29,10 +29,13 @@ from braid_fusion.training import (
     TrainerConfig,
     TrainingRecord,
     has_tensorboard,
+    make_optimisers,
     plot_training,
 )
+from braid_fusion.training.checkpoint import CheckpointFolder, last_checkpoint
 from braid_fusion.training.config import PrecisionName
 from braid_fusion.training.peers import NoPeers, Peers
+from braid_fusion.training.precision import Precision
 from braid_fusion.training.trainer import never
 from braid_fusion.weights import save_stack
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
@@ -123,16 +126,13 @@ def train_braid(
         peers: workers that train together, each with shards of its own choice; all see the folder.
         stop_wanted: asked before every step; True ends the run as Ctrl-C does.
 
-    Raises: InvalidRequestError for a name that no service would take, UnsupportedModelError for shards that have no
-        gradients, both before anything is run; TrainingError of each kind; BraidError of a shard that stays away;
-        OSError from writing.
+    Raises: as `check_run`, before anything is run; TrainingError of each kind; BraidError of a shard that stays
+        away; OSError from writing.
     """
-    check_new_name(version)
+    check_run(shards, stack, options, folder, version=version, resume=resume)
     if tensorboard is None and has_tensorboard():
         tensorboard = folder / TENSORBOARD
     weights = folder / WEIGHTS / version
-    check_shards(shards, stack.plan)
-    check_window(shards, stack.plan, options.window)
     peers = peers or NoPeers()
     batches = TextBatches(texts.training, options.window, options.batch_size, options.seed)
     if peers.count > 1:
@@ -171,6 +171,34 @@ def train_braid(
         _plot(folder)
     best = [one for one in record.evaluations if record.best_step in (None, one.step)]
     return Outcome(weights, record, best[-1].values if best else None)
+
+
+def check_run(
+    shards: Sequence[TrainingShard],
+    stack: FusionStack,
+    options: RunOptions,
+    folder: Path,
+    *,
+    version: str,
+    resume: bool,
+) -> None:
+    """All that can be said of a run without its texts, in a moment; arguments as for `train_braid`.
+
+    Raises: InvalidRequestError for a name that no service would take; TrainingConfigError; CheckpointMismatchError
+        for a folder with another run in it, NoCheckpointError for one without any to go on with;
+        UnsupportedModelError for shards that have no gradients; ContextLengthError.
+    """
+    check_new_name(version)
+    config = options.trainer_config(has_held_out=False)
+    make_optimisers(stack, config.optimiser)
+    Precision(config.precision, list(stack.parameters()))
+    checkpoints = folder / CHECKPOINTS
+    if resume:
+        last_checkpoint(checkpoints)
+    else:
+        CheckpointFolder(checkpoints, keep=1).refuse_another_run()
+    check_shards(shards, stack.plan)
+    check_window(shards, stack.plan, options.window)
 
 
 def _plot(folder: Path) -> None:
