@@ -1,0 +1,150 @@
+"""`braid train` as a user meets it: what it refuses, in one line and before any text is read, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from programs import Program, tiny_braid_settings
+from typer.testing import CliRunner
+
+from braid_fusion.training import read_log
+from braid_fusion.weights import read_card
+from braid_orchestrator.cli.main import app
+from braid_orchestrator.training.run import LOG_FILE, train_braid
+
+TRAIN = ("train", "--window", "16", "--batch", "2", "--held-out-share", "0")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_braid_settings(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def config(settings: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "braid.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    (tmp_path / "text.txt").write_text("the thing in the other inner theatre is thin there " * 12)
+    return path
+
+
+def arguments(config: Path, *more: str | Path) -> list[str]:
+    text = config.parent / "text.txt"
+    return [*TRAIN, "--config", str(config), "--text", str(text), *map(str, more)]
+
+
+def run(config: Path, *more: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, arguments(config, *more), env={"COLUMNS": "200"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    log = folder / LOG_FILE
+    return [(line["step"], line["loss"]) for line in read_log(log) if "loss" in line] if log.exists() else []
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tmp_path / "done"
+    code, out, err = run(config, "--steps", "1", "--into", done, "--json")
+    assert code == 0 and json.loads(out)["record"]["steps"] == 1, err
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("texts are read")
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    monkeypatch.setattr(
+        "braid_orchestrator.training.remote.RemoteTrainingShard.__init__.__kwdefaults__",
+        {"call_timeout_s": 5.0, "patience_s": 0.1, "connect_patience_s": 0.1},
+    )
+    one_for_all = tmp_path / "one.yaml"
+    alone = {**yaml.safe_load(config.read_text()), "points": [], "readout": "anchor"}
+    one_for_all.write_text(yaml.safe_dump(alone))
+    away = [part for name in ("left", "right") for part in ("--shard", f"{name}=127.0.0.1:1")]
+    fresh = ("--into", tmp_path / "fresh")
+    refused: list[tuple[tuple[str | Path, ...], int, str]] = [
+        ((*fresh, "--precision", "fp16"), 2, "--precision: got 'fp16', expected one of float32, bf16"),
+        ((*fresh, "--version", "a/b"), 2, "version: got 'a/b'"),
+        (
+            (*fresh, "--window", "300"),
+            2,
+            "window: got 300 tokens, expected at most 256, the context of shard",
+        ),
+        ((*fresh, "--resume"), 2, f"{tmp_path / 'fresh' / 'checkpoints'}: no run here to go on with"),
+        (("--into", done), 1, "got checkpoints of another run up to step-00000001.ckpt"),
+        ((*fresh, "--config", one_for_all), 2, "got no trainable parameter"),
+        ((*fresh, "--shard", "left=127.0.0.1:1"), 2, "--shard: got none for right"),
+        ((*fresh, "--join"), 2, "got no state store"),
+        ((*fresh, *away), 1, "shard 'left': 127.0.0.1:1"),
+        ((*fresh, "--publish", "http://127.0.0.1:9"), 1, "http://127.0.0.1:9: no answer"),
+        ((*fresh, "--publish", "127.0.0.1:9"), 1, "127.0.0.1:9"),
+        ((*fresh, "--publish", "nonsense"), 2, "expected 'host:port' or 'unix:/path'"),
+    ]
+    for more, code, words in refused:
+        got, _, err = run(config, *more)
+        last = err.strip().splitlines()[-1]  # behind what loading models shows
+        assert got == code and last.startswith("error: ") and words in last, (more, got, err)
+        assert not (tmp_path / "fresh").exists(), more
+
+
+def test_a_text_that_cannot_be_read_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{'text': 1}\n")
+    code, _, err = run(config, "--into", tmp_path / "run", "--text", tmp_path / "bad.jsonl")
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: ") and "bad.jsonl:1: got what is no JSON" in last, err
+
+
+def test_ctrl_c_and_resume_give_the_curve_of_a_run_that_was_never_ended(config: Path, tmp_path: Path) -> None:
+    steps = ("--steps", "30")
+    folder = tmp_path / "ended"
+    command = [
+        *(sys.executable, "-m", "braid_orchestrator.cli"),
+        *arguments(config, *steps, "--into", folder, "--json"),
+    ]
+    program = Program(command, tmp_path / "out.log", OMP_NUM_THREADS="1")
+    try:
+        program.wait_until(lambda: losses(folder) != [], 180.0, "a step is taken")
+        assert program.stop(signal.SIGINT, 60.0) == 0, program.output()
+    finally:
+        program.clean_up()
+    said = json.loads(program.output()[program.output().index("{\n") :])
+    assert said["record"]["stopped_by"] == "interrupt" and said["weights"] is None
+    assert 1 <= said["record"]["steps"] < 30 and len(losses(folder)) == said["record"]["steps"]
+    resumed, straight = (
+        run(config, *steps, "--json", "--into", *how)
+        for how in ((folder, "--resume"), (tmp_path / "straight",))
+    )
+    assert resumed[0] == straight[0] == 0, (resumed[2], straight[2])
+    assert losses(folder) == losses(tmp_path / "straight") and len(losses(folder)) == 30
+    weights = [
+        read_card(Path(json.loads(out)["weights"])).weights_sha256 for _, out, _ in (resumed, straight)
+    ]
+    assert weights[0] == weights[1]
+
+
+def _stopped_at_once(*given: Any, **options: Any) -> Any:
+    return train_braid(*given, **{**options, "stop_wanted": lambda: True})
+
+
+def test_ctrl_c_before_the_first_step_says_so(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = ("--into", tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("braid_orchestrator.training.job.train_braid", _stopped_at_once)
+        code, _, err = run(config, *into)
+        assert code == 0 and "interrupted before the first step" in err and "--resume" not in err
+        code, out, err = run(config, *into, "--json")
+        assert code == 0 and json.loads(out)["record"]["final_loss"] is None
+    code, _, err = run(config, *into, "--resume")
+    assert code == 2 and "no run here to go on with" in err
+    code, _, err = run(config, *into, "--steps", "1")
+    assert code == 0, err
