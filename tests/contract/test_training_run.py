@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from braids import braid_config, two_backends
+from killable_shard import WITHIN, KillableShard
 from models import tiny_backend
 from tensorboard_events import scalars
 from training_shards import TRANSPORTS, remote, training_shards
@@ -114,35 +116,39 @@ def test_a_run_that_was_ended_goes_on_bit_for_bit(backends, texts, undisturbed, 
     assert (curve(tmp_path), sha256(outcome)) == undisturbed
 
 
-def test_a_shard_that_is_killed_in_mid_run_changes_no_bit(texts, undisturbed, tmp_path) -> None:
-    backends = two_backends()
-    targets = [f"unix:{tmp_path}/{index}.sock" for index in range(2)]
-    servers = [serve_backend(one, [target]) for one, target in zip(backends, targets, strict=True)]
-    shards = [remote(one.card.name, target) for one, target in zip(backends, targets, strict=True)]
-    timers = []
+def test_a_shard_that_is_killed_within_a_span_changes_no_bit(backends, texts, undisturbed, tmp_path) -> None:
+    target = f"unix:{tmp_path}/right.sock"
+    # Two steps run its four layers twice each. This is the last layer for the third step's first batch, a span of its
+    # own; the graph of the span before it, which waits for its gradients, dies too.
+    hang_at = 2 * 2 * 4 + 4
+    steps: list[int] = [0]
+    found: list[tuple[int, int]] = []
+    with (
+        serve_backend(backends[0], [f"unix:{tmp_path}/left.sock"]) as left,
+        KillableShard(1, target, hang_at) as first,
+        KillableShard(1, target) as second,
+    ):
 
-    def kill(progress) -> None:
-        if progress.step in (2, 4):
-            index = progress.step // 2 - 1
-            servers[index].stop()
-            fresh = two_backends()[index]
+        def kill_and_replace() -> None:
+            first.wait_for(WITHIN)
+            found.append((steps[-1], first.kill()))
+            second.serve()
 
-            def restart() -> None:
-                servers[index] = serve_backend(fresh, [targets[index]])
-
-            timers.append(threading.Timer(0.3, restart))
-            timers[-1].start()
-
-    try:
-        outcome = run(shards, texts, tmp_path / "run", on_progress=kill)
-        assert (curve(tmp_path / "run"), sha256(outcome)) == undisturbed
-    finally:
-        for timer in timers:
-            timer.join()
-        for shard in shards:
-            shard.shutdown()
-        for server in servers:
-            server.stop()
+        first.serve()
+        thread = threading.Thread(target=kill_and_replace)
+        thread.start()
+        shards = [remote("left", left.targets[0]), remote("right", target)]
+        try:
+            outcome = run(
+                shards, texts, tmp_path / "run", on_progress=lambda progress: steps.append(progress.step)
+            )
+        finally:
+            first.kill()
+            thread.join()
+            for shard in shards:
+                shard.shutdown()
+    assert found == [(2, -signal.SIGKILL)]
+    assert (curve(tmp_path / "run"), sha256(outcome)) == undisturbed
 
 
 def test_another_base_model_is_another_run(backends, texts, tmp_path) -> None:
