@@ -101,6 +101,28 @@ def test_remote_gradients_equal_those_of_plain_autograd(shards, backends, points
     assert [len(backend.training.graphs) for backend in backends] == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_gradients_through_quantized_shards_equal_those_of_plain_autograd(kind: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    backends = [
+        ShardBackend.from_model(
+            tiny_llama(seed, width=64, num_layers=num_layers),
+            byte_tokenizer(),
+            ShardConfig(name, name, quantization=kind),
+        )
+        for seed, (name, num_layers) in enumerate((("left", 3), ("right", 4)))
+    ]
+    stack = stack_of(backends)
+    expected = plain_logprobs(backends, stack, *texts())
+    with training_shards(backends, "grpc") as shards:
+        assert [(shard.card.quantization, shard.card.supports_backward) for shard in shards] == [
+            (kind, True)
+        ] * 2
+        got = pass_logprobs(shards, stack, *texts())
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        assert_same_gradients(gradients_of(stack, got), gradients_of(stack, expected))
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("readout", ["anchor", "mixture", "gate"])
 def test_gradients_across_tokenizers_equal_those_of_plain_autograd(readout: str, transport: str) -> None:
