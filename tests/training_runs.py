@@ -71,7 +71,7 @@ def tiny_trainer(
     *,
     muon: bool = False,
     model: TinyModel | None = None,
-    seed: int = 3,
+    order_seed: int = 3,
     on_progress: Callable[[Any], None] | None = None,
     settings: dict[str, Any] | None = None,
     tensorboard: Path | None = None,
@@ -101,7 +101,7 @@ def tiny_trainer(
     return Trainer(
         model,
         model.loss,
-        windows(seed),
+        windows(order_seed),
         TrainerConfig(**{**defaults, **config}),
         evaluate=evaluate,
         log_path=None if folder is None else folder / "log.jsonl",

@@ -153,7 +153,6 @@ class FusionTrainer:
             checkpoint_folder=None if folder is None else folder / CHECKPOINT_FOLDER,
             settings={
                 "auxiliary_loss_weights": self._weights,
-                "seed": config.seed,
                 "fusion_config": {} if graft is None else graft.to_dict(),
             },
             progress_bar=config.progress_bar,

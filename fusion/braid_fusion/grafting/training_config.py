@@ -114,6 +114,7 @@ class TrainingConfig:
             early_stopping=stopping,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
+            seed=self.seed,
         )
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError, NoCheckpointError
 from braid_fusion.whole_file import write_whole
 
-_HEADING = "braid checkpoint 1"
+_FORMAT = 2  # 1: what is random in a batch followed from what was drawn before it
+_HEADING = "braid checkpoint"
 BEST_FILE = "best.safetensors"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.ckpt")
 
@@ -50,7 +51,7 @@ class CheckpointFolder:
         torch.save(dict(content), buffer)
         data = buffer.getbuffer()
         path = self.folder / f"step-{step:08d}.ckpt"
-        write_whole(path, f"{_HEADING} {hashlib.sha256(data).hexdigest()}\n".encode(), data)
+        write_whole(path, f"{_HEADING} {_FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode(), data)
         for _, old in steps_in(self.folder)[: -self._keep]:
             old.unlink()
         return path
@@ -96,7 +97,8 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Of a folder, its last one's.
 
-    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written.
+    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written;
+        CheckpointMismatchError for one of another version of Braid.
     """
     path = last_checkpoint(path)
     try:
@@ -104,7 +106,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CorruptCheckpointError(f"{path}: cannot be read: {error}") from error
     heading, _, body = data.partition(b"\n")
-    expected = f"{_HEADING} {hashlib.sha256(body).hexdigest()}".encode()
+    sha256 = hashlib.sha256(body).hexdigest()
+    expected = f"{_HEADING} {_FORMAT} {sha256}".encode()
+    other = re.fullmatch(rb"%b (\d+) %b" % (_HEADING.encode(), sha256.encode()), heading)
+    if other and heading != expected:
+        raise CheckpointMismatchError(
+            f"{path}: got a checkpoint of format {int(other[1])}, expected {_FORMAT}: another version of Braid wrote "
+            "it, with which the run can go on; here it has to begin anew, in another folder"
+        )
     if heading != expected:
         raise CorruptCheckpointError(f"{path}: got heading {heading[:90]!r}, expected {expected!r}")
     try:

@@ -45,7 +45,8 @@ class TrainerConfig:
     """``max_seconds`` None: steps alone decide. Evaluations come every ``evaluate_every`` steps (0: only at the
     end), log lines every ``log_every``, checkpoints every ``checkpoint_every`` (0: only at the end), of which the
     last ``keep_checkpoints`` are kept. One step takes ``accumulate`` batches. ``precision`` is what the loss is
-    computed in; parameters and optimisers stay as they are."""
+    computed in; parameters and optimisers stay as they are. ``seed`` is of what is random in a batch, such as
+    dropout, not of the batches' order, which is the source's."""
 
     max_steps: int
     max_seconds: float | None = None
@@ -59,6 +60,7 @@ class TrainerConfig:
     early_stopping: EarlyStopping | None = None
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         lowest_of = {

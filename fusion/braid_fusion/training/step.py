@@ -4,6 +4,9 @@
 under "tokens" how many those were, n_i of batch i, the step's loss is Σ n_i·loss_i / Σ n_i, and so are gradient and
 figures: the same as of one batch that holds them all. Without "tokens" every batch counts the same. A batch of no
 tokens counts for nothing, whatever its loss.
+
+**Numbers of batches.** The batches of a run are one sequence from 0, whoever takes them: of N workers, worker r takes
+r, r + N, r + 2N, …. What is random in a batch follows from its number and the run's seed.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from braid_fusion.errors import TrainingDataError, TrainingDivergedError
+from braid_fusion.training.batch_seed import batch_seed
 from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.precision import Precision
 
@@ -32,6 +36,7 @@ class OptimiserStep(Generic[BatchT]):
 
     Args:
         clip_norm: to what the norm of all gradients together is brought down; None: never.
+        seed: of what is random in a batch.
         peers: with whom a step is shared: it is the one on all their batches together.
     """
 
@@ -44,6 +49,7 @@ class OptimiserStep(Generic[BatchT]):
         *,
         accumulate: int,
         clip_norm: float | None,
+        seed: int = 0,
         peers: Peers | None = None,
     ) -> None:
         self._loss_of = loss_of
@@ -52,6 +58,7 @@ class OptimiserStep(Generic[BatchT]):
         self._precision = precision
         self._accumulate = accumulate
         self._clip_norm = clip_norm
+        self._seed = seed
         self._peers = peers or NoPeers()
         self.is_updating = False
         """Whether an update has begun and not ended: after an error in one, parameters may be anything."""
@@ -81,21 +88,23 @@ class OptimiserStep(Generic[BatchT]):
         sums: dict[str, float] = {}
         total, unit = 0.0, 0.0
         for index in range(self._accumulate):
-            where = f"step {step}, batch {step * self._accumulate + index}"
-            losses = self._losses(batches, where)
-            count = float(losses[TOKENS]) if TOKENS in losses else 1.0
-            for name in losses:
-                sums.setdefault(name, 0.0)
-            if count == 0.0:
-                continue
-            loss = losses["loss"]
-            value = float(loss.detach())
-            if not math.isfinite(value) and self._peers.count == 1:
-                raise TrainingDivergedError(f"loss: got {value} at {where}, expected a finite number")
-            # Weights relative to the first batch, so that numbers stay of the loss's own size.
-            unit = unit or count
-            weighted = loss if count == unit else loss * (count / unit)
-            self._precision.scaled(weighted).backward()  # type: ignore[no-untyped-call]
+            number = self._number(step, index)
+            where = f"step {step}, batch {number}"
+            with batch_seed(self._seed, number):
+                losses = self._losses(batches, where)
+                count = float(losses[TOKENS]) if TOKENS in losses else 1.0
+                for name in losses:
+                    sums.setdefault(name, 0.0)
+                if count == 0.0:
+                    continue
+                loss = losses["loss"]
+                value = float(loss.detach())
+                if not math.isfinite(value) and self._peers.count == 1:
+                    raise TrainingDivergedError(f"loss: got {value} at {where}, expected a finite number")
+                # Weights relative to the first batch, so that numbers stay of the loss's own size.
+                unit = unit or count
+                weighted = loss if count == unit else loss * (count / unit)
+                self._precision.scaled(weighted).backward()  # type: ignore[no-untyped-call]
             total += count
             for name, figure in losses.items():
                 share = 1.0 if name == TOKENS else count
@@ -108,6 +117,10 @@ class OptimiserStep(Generic[BatchT]):
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, unit / total)
         return {name: value if name == TOKENS else value / total for name, value in sums.items()}
+
+    def _number(self, step: int, index: int) -> int:
+        """Of this worker's batch ``index`` of a step, in the run's one sequence."""
+        return (step * self._accumulate + index) * self._peers.count + self._peers.rank
 
     def _share(self, sums: dict[str, float], total: float, unit: float, step: int) -> tuple[float, float]:
         """Put the sums over all workers into ``sums`` and the gradients; the new total, and the unit of these."""

@@ -6,7 +6,8 @@ whichever is further on, so that a slow machine ends in time with a finished sch
 A run that an error ends leaves a checkpoint too, as of the last whole step.
 
 A run that is resumed from a checkpoint gives the same numbers, bit for bit, as one that never stopped, as long as
-steps alone decide (``max_seconds`` None) and the machine computes the same.
+steps alone decide (``max_seconds`` None) and the machine computes the same. What is random in a batch follows from
+its number; random generators are in checkpoints for what draws from them between batches, such as an evaluation.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class Trainer(Generic[BatchT]):
             self._precision,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
+            seed=config.seed,
             peers=self._peers,
         )
         watch = None if config.early_stopping is None else StopWatch(config.early_stopping)

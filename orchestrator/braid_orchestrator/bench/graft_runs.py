@@ -126,6 +126,7 @@ def train(model: nn.Module, ids: Tensor, spec: RunSpec) -> None:
         max_steps=spec.num_steps,
         optimiser=OptimiserConfig(learning_rate=spec.learning_rate, betas=(0.9, 0.99), weight_decay=0.01),
         schedule=ScheduleConfig(warmup=0.1, shape="cosine"),
+        seed=spec.seed,
     )
     windows = TokenWindows(ids, spec.window, spec.windows_per_step, seed=spec.seed)
     Trainer(model, loss_of, windows, config).run()

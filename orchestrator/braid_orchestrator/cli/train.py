@@ -105,7 +105,9 @@ def train(
             min=0, help="Evaluations without a gain after which to stop; 0: never.", rich_help_panel=_RUN
         ),
     ] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of texts.", rich_help_panel=_RUN)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the order of texts, and of dropout.", rich_help_panel=_RUN)
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Train the fusion modules and the readout of a braid. Its base models stay as they are, to the last bit.

@@ -88,6 +88,7 @@ def training_config(specialist: SpecialistRecipe) -> TrainerConfig:
             matrix_learning_rate=specialist.matrix_learning_rate,
         ),
         schedule=ScheduleConfig(warmup=0.02, shape="linear", decay_from=0.3),
+        seed=specialist.seed,
     )
 
 

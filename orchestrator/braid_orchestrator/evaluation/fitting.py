@@ -102,6 +102,7 @@ def fit_readouts(
         schedule=ScheduleConfig(warmup=0.05, shape="cosine"),
         evaluate_every=max(1, options.steps // 10) if held_out else 0,
         early_stopping=EarlyStopping() if held_out else None,
+        seed=options.seed,
     )
     with braid_errors():
         trainer: Trainer[TrainingBatch] = Trainer(

@@ -56,7 +56,9 @@ def train_fusion_layers(
             braided.stack,
             braid_loss(shards, braided.stack),
             TextBatches(corpus, window, batch_size, seed),
-            RunOptions(steps=num_steps, learning_rate=learning_rate).trainer_config(has_held_out=False),
+            RunOptions(steps=num_steps, learning_rate=learning_rate, seed=seed).trainer_config(
+                has_held_out=False
+            ),
             on_progress=on_progress,
         )
         return trainer.run()

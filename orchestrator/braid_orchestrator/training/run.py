@@ -89,6 +89,7 @@ class RunOptions:
             evaluate_every=every if has_held_out else 0,
             early_stopping=EarlyStopping(self.patience) if has_held_out else None,
             checkpoint_every=self.checkpoint_every or max(1, self.steps // _CHECKPOINTS),
+            seed=self.seed,
         )
 
 

@@ -66,7 +66,7 @@ class TrainingRecipe:
     windows_per_step: int = 4
     num_evaluations: int = 4
 
-    def config(self, learning_rate: float) -> TrainerConfig:
+    def config(self, learning_rate: float, seed: int) -> TrainerConfig:
         """AdamW with warm-up and a cosine."""
         return TrainerConfig(
             max_steps=self.num_steps,
@@ -74,6 +74,7 @@ class TrainingRecipe:
             schedule=ScheduleConfig(warmup=0.05, shape="cosine"),
             evaluate_every=max(1, self.num_steps // self.num_evaluations),
             early_stopping=EarlyStopping(patience=None),
+            seed=seed,
         )
 
 
@@ -190,7 +191,7 @@ class Contest:
         backends = self.pair.backends(contestant.partner)
         shards = self.shards(backends)
         stack = self.build(contestant, backends)
-        config = self.training.config(self.training.learning_rate)
+        config = self.training.config(self.training.learning_rate, self.seed)
         windows = self._windows(self.tokens)
         if contestant.has_history:
             gate = HistoryGate(shards, stack)
@@ -210,7 +211,7 @@ class Contest:
         Raises: TrainingError.
         """
         adapted: Any = add_lora(self.pair.best(), self.braid_size(), self.seed)
-        config = self.training.config(self.training.lora_learning_rate)
+        config = self.training.config(self.training.lora_learning_rate, self.seed)
         loss_of = partial(next_token_loss, adapted.get_base_model())
         windows = self._windows(self.tokens if tokens is None else tokens)
         return self._fit(adapted, loss_of, windows, config, model_scorer(adapted), evaluate)

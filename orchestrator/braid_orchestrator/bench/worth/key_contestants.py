@@ -65,12 +65,13 @@ class KeyTrainingRecipe:
     fusion_width: int = 128
     dropout: float = 0.4
 
-    def config(self, num_steps: int, learning_rate: float) -> TrainerConfig:
+    def config(self, num_steps: int, learning_rate: float, seed: int) -> TrainerConfig:
         """AdamW with warm-up and a cosine."""
         return TrainerConfig(
             max_steps=num_steps,
             optimiser=OptimiserConfig(learning_rate=learning_rate, weight_decay=self.weight_decay),
             schedule=ScheduleConfig(warmup=0.05, shape="cosine"),
+            seed=seed,
         )
 
 
@@ -127,7 +128,7 @@ class KeyContest:
         shards, stack = self.build(contestant)
         reading = self.parents.reading(self.anchor)
         if contestant.is_matched:
-            config = training.config(training.match_steps, training.match_learning_rate)
+            config = training.config(training.match_steps, training.match_learning_rate, self.tasks.seed)
             compose, calculate, _ = training.mix
             pairs = MatchingPairs(self.tasks, compose / (compose + calculate), training.step_exercises)
             loss = matching_loss(shards, stack, reading, self.parents.reading(CALCULATOR))
@@ -136,7 +137,7 @@ class KeyContest:
             loss_of = braid_loss(shards, stack)
             num_steps = training.num_steps + (0 if contestant.is_matched else training.match_steps)
             rate = training.learning_rate if contestant.is_matched else training.readout_learning_rate
-            config = training.config(num_steps, rate)
+            config = training.config(num_steps, rate, self.tasks.seed)
             batches = self._exercises()
             Trainer(stack, lambda exercises: loss_of(pack(exercises, reading)), batches, config).run()
         stack.eval()
@@ -199,7 +200,8 @@ class KeyContest:
             batch = pack(exercises, reading)
             return functional.cross_entropy(answer_logits(adapted, batch), batch.targets_R)
 
-        config = training.config(training.match_steps + training.num_steps, training.lora_learning_rate)
+        num_steps = training.match_steps + training.num_steps
+        config = training.config(num_steps, training.lora_learning_rate, self.tasks.seed)
         Trainer(adapted, loss_of, self._exercises(), config).run()
         adapted.eval()
         return Answerer(model_predict(adapted), reading, num_trainable(adapted))

@@ -114,6 +114,7 @@ def train_parent(
             learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
         ),
         schedule=ScheduleConfig(warmup=0.02, shape="linear", decay_from=0.3),
+        seed=tasks.seed,
     )
     batches = ExerciseBatches(make, recipe.step_exercises, f"{who} {tasks.seed}")
     Trainer(trained, loss_of, batches, config, on_progress=on_progress).run()

@@ -69,7 +69,7 @@ class KeysRunner:
         """Train, evaluate. Raises: TrainingError, BraidError."""
         started = time.perf_counter()
         recipe = spec.recipe
-        torch.manual_seed(spec.seed)  # noise and dropout: the same whatever the process has run before
+        torch.manual_seed(spec.seed)  # the same whatever the process has run before
         tasks = KeyTasks(recipe.keys, spec.seed)
         if spec.who in PARENTS:
             model = train_parent(spec.who, tasks, recipe.parents)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_runs import tiny_trainer
 
-from braid_fusion.errors import CorruptCheckpointError, NoCheckpointError
+from braid_fusion.errors import CheckpointMismatchError, CorruptCheckpointError, NoCheckpointError
 from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint, steps_in
 from braid_fusion.whole_file import write_whole
 
@@ -94,6 +94,15 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, position: int) -> None:
     data[position] ^= 4
     path.write_bytes(data)
     with pytest.raises(CorruptCheckpointError, match="got heading"):
+        read_checkpoint(path)
+
+
+def test_one_of_an_earlier_format_is_no_damaged_one(tmp_path: Path) -> None:
+    path = CheckpointFolder(tmp_path, keep=1).save(1, CONTENT)
+    path.write_bytes(path.read_bytes().replace(b"checkpoint 2 ", b"checkpoint 1 ", 1))
+    with pytest.raises(
+        CheckpointMismatchError, match="got a checkpoint of format 1, expected 2: another version"
+    ):
         read_checkpoint(path)
 
 

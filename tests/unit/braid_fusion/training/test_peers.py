@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from braid_fusion.errors import TrainingDivergedError
 from braid_fusion.training import (
@@ -59,7 +60,8 @@ def train(
     module = nn.Linear(3, 3)
 
     def loss_of(rows: Tensor) -> dict[str, Tensor]:
-        loss = (module(rows) - rows.flip(-1)).square().sum(-1).mean()
+        seen = functional.dropout(rows, 0.3, module.training)
+        loss = (module(seen) - rows.flip(-1)).square().sum(-1).mean()
         if bad and rank == 1:
             loss = loss * float("nan")
         return {

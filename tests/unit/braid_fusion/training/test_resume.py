@@ -80,11 +80,9 @@ def test_dropout_and_epochs_really_take_part(tmp_path: Path) -> None:
     """What the test above relies on: other random numbers, or another order, give other parameters."""
     first = tiny_trainer()
     first.run()
-    torch.manual_seed(6)
-    other_dropout = tiny_trainer()
+    other_dropout = tiny_trainer(seed=6)
     other_dropout.run()
-    torch.manual_seed(5)
-    other_order = tiny_trainer(seed=4)
+    other_order = tiny_trainer(order_seed=4)
     other_order.run()
     weights = [trainer.module.hidden.weight for trainer in (first, other_dropout, other_order)]
     assert not torch.equal(weights[0], weights[1])
@@ -178,7 +176,8 @@ def test_a_run_may_go_on_with_other_cadences(tmp_path: Path) -> None:
             {"settings": {"weights": {"order": 0.1}}},
             "weights.order: the checkpoint has 'nothing', this run has 0.1",
         ),
-        ({"seed": 8}, "another source of data: seed: the checkpoint has 3, this run has 8"),
+        ({"seed": 8}, "another configuration: seed: the checkpoint has 0, this run has 8"),
+        ({"order_seed": 8}, "another source of data: seed: the checkpoint has 3, this run has 8"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
