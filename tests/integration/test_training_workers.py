@@ -75,7 +75,7 @@ def interrupt_when(folder: Path, num_steps: int) -> Thread:
 
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on(
+def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on_with_another_number_of_workers(
     config: BraidConfig, cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
@@ -84,7 +84,7 @@ def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on(
     options = RunOptions(steps=40, window=16, batch_size=2, accumulate=2, evaluate_every=100)
     job = TrainingJob(config, Way(), (str(text),), tmp_path / "run", held_out_share=0.2, options=options)
     interrupting = interrupt_when(job.folder, 3)
-    stopped = do_job_with_workers(job, 1)
+    stopped = do_job_with_workers(replace(job, options=replace(options, accumulate=1)), 2)
     interrupting.join()
     assert stopped.weights is None and stopped.record.stopped_by == "interrupt"
     assert 3 <= stopped.record.steps < 40

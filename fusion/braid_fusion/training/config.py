@@ -87,11 +87,15 @@ class TrainerConfig:
                 f"training.precision: got {self.precision!r}, expected one of {', '.join(get_args(PrecisionName))}"
             )
 
-    def decisive(self) -> dict[str, Any]:
-        """The settings that decide what comes out, as plain values: what a checkpoint belongs to."""
+    def decisive(self, num_workers: int = 1) -> dict[str, Any]:
+        """The settings that decide what comes out, as plain values: what a checkpoint belongs to.
+
+        In the place of ``accumulate``, a worker's share, stand the batches that all workers take per step.
+        """
         values = asdict(self)
         for name in _FREE_FIELDS:
             del values[name]
+        values["batches_per_step"] = values.pop("accumulate") * num_workers
         return plain(values)
 
 

@@ -70,7 +70,8 @@ class Trainer(Generic[BatchT]):
         progress_bar: None: where standard error is a terminal.
         clock: seconds, for ``max_seconds``.
         peers: other workers with the same module, whose ``batches`` are their parts of the same source. The first
-            one evaluates, logs and writes checkpoints; all resume from these.
+            one evaluates, logs and writes checkpoints; all resume from these. As many batches per step can be
+            gone on with by another number of workers.
         stop_wanted: asked before every step; True ends the run as Ctrl-C does. The first worker's counts.
 
     Raises: TrainingConfigError, also for a ``tensorboard_folder`` without the library; TrainingDataError for
@@ -127,7 +128,7 @@ class Trainer(Generic[BatchT]):
             peers=self._peers,
         )
         watch = None if config.early_stopping is None else StopWatch(config.early_stopping)
-        decisive = {**config.decisive(), **plain(settings or {})}
+        decisive = {**config.decisive(self._peers.count), **plain(settings or {})}
         self._state = TrainingState(module, self._optimisers, self._precision, batches, decisive, watch)
         self._log = RunLog(None)
         self._tensorboard = TensorBoardLog(None)

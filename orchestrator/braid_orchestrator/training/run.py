@@ -156,7 +156,6 @@ def train_braid(
         settings={
             "plan": stack.plan.hash(),
             "held_out": None if texts.held_out is None else texts.held_out.fingerprint,
-            "batches_per_step": options.accumulate * peers.count,
         },
         progress_bar=progress_bar,
         peers=peers,

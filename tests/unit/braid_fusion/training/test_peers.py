@@ -22,6 +22,7 @@ from braid_fusion.training import (
     TrainerConfig,
     read_log,
 )
+from braid_fusion.training.checkpoint import steps_in
 
 # Sums over workers are taken in another order.
 TOLERANCE = 1e-6
@@ -42,10 +43,10 @@ class Batches:
             yield torch.randn(number % 4, 3, generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken}
+        return {"taken_by_all": self.taken * self.num_workers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken = state["taken"]
+        self.taken = state["taken_by_all"] // self.num_workers
 
 
 def train(
@@ -121,6 +122,12 @@ def two_workers(folder: Path, **options: Any) -> dict[int, Any]:
     return found
 
 
+def first_checkpoint(folder: Path) -> Path:
+    step, path = steps_in(folder / "checkpoints")[0]
+    assert step < STEPS
+    return path
+
+
 def test_two_workers_are_one_with_twice_the_accumulation(tmp_path: Path) -> None:
     alone = train(tmp_path / "alone")
     found = two_workers(tmp_path / "two")
@@ -138,9 +145,18 @@ def test_two_workers_are_one_with_twice_the_accumulation(tmp_path: Path) -> None
 
 def test_workers_resume_together(tmp_path: Path) -> None:
     whole = two_workers(tmp_path / "whole")
-    first = sorted((tmp_path / "whole" / "checkpoints").glob("step-*"))[0]
-    assert int(first.stem.split("-")[1]) < STEPS
+    first = first_checkpoint(tmp_path / "whole")
     assert two_workers(tmp_path / "again", resume_from=first) == whole
+
+
+def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
+    """With as many batches per step: what two began one ends, and the other way round."""
+    whole = torch.tensor(two_workers(tmp_path / "two")[0])
+    by_one = train(tmp_path / "by-one", resume_from=first_checkpoint(tmp_path / "two")).weight.detach()
+    torch.testing.assert_close(by_one, whole, atol=TOLERANCE, rtol=TOLERANCE)
+    train(tmp_path / "one")
+    by_two = two_workers(tmp_path / "by-two", resume_from=first_checkpoint(tmp_path / "one"))
+    torch.testing.assert_close(torch.tensor(by_two[0]), whole, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_loss_that_is_no_number_at_one_worker_ends_all_of_them(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_run_may_go_on_with_other_cadences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"accumulate": 3}, "accumulate: the checkpoint has 2, this run has 3"),
+        ({"accumulate": 3}, "batches_per_step: the checkpoint has 2, this run has 3"),
         ({"max_steps": 18}, "max_steps: the checkpoint has 17, this run has 18"),
         (
             {"optimiser": OptimiserConfig(learning_rate=0.5)},
