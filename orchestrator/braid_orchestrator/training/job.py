@@ -18,6 +18,7 @@ from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, load_texts
 from braid_orchestrator.training.reaching import Way
 from braid_orchestrator.training.run import Outcome, RunOptions, check_run, train_braid
+from braid_orchestrator.training.storing import storage_errors
 from braid_services.fusion.main import import_strategies
 
 # What is being read, how far it is, and how much there is.
@@ -55,7 +56,7 @@ def do_job(
 ) -> Outcome:
     """Do a job, or a worker's part of it, until ``stop_wanted``, which is asked before every step.
 
-    Raises: BraidError and TrainingError of each kind.
+    Raises: BraidError and TrainingError of each kind, StorageError if the run's folder cannot be written.
     """
     peers = peers or NoPeers()
     import_strategies(job.config.fusion.imports)
@@ -76,17 +77,18 @@ def do_job(
         )
         for line in texts.skipped:
             on_left_out(line)
-        return train_braid(
-            reached.shards,
-            stack,
-            texts,
-            job.options,
-            job.folder,
-            version=job.version,
-            resume=job.resume,
-            tensorboard=job.tensorboard,
-            peers=peers,
-            on_progress=on_progress,
-            progress_bar=progress_bar,
-            stop_wanted=stop_wanted,
-        )
+        with storage_errors(job.folder):
+            return train_braid(
+                reached.shards,
+                stack,
+                texts,
+                job.options,
+                job.folder,
+                version=job.version,
+                resume=job.resume,
+                tensorboard=job.tensorboard,
+                peers=peers,
+                on_progress=on_progress,
+                progress_bar=progress_bar,
+                stop_wanted=stop_wanted,
+            )

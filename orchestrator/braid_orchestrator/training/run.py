@@ -41,13 +41,14 @@ from braid_fusion.weights import save_stack
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
 from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
 from braid_orchestrator.training.ports import TrainingShard
+from braid_orchestrator.training.storing import CHECKPOINTS
 from braid_rpc.errors import ContextLengthError
 from braid_services.fusion.translation import braid_errors
 from braid_services.fusion.version_names import check_new_name
 
 _log = logging.getLogger(__name__)
 
-LOG_FILE, PLOT_FILE, CHECKPOINTS, WEIGHTS = "log.jsonl", "training.png", "checkpoints", "weights"
+LOG_FILE, PLOT_FILE, WEIGHTS = "log.jsonl", "training.png", "weights"
 TENSORBOARD = "tensorboard"
 # Without a number given: so many times in a run.
 _EVALUATIONS, _CHECKPOINTS = 10, 5

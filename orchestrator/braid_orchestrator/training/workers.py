@@ -16,6 +16,7 @@ from braid_fusion.training.interrupt import stop_on_interrupt
 from braid_fusion.training.progress_bar import ProgressBar
 from braid_orchestrator.training.job import TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
+from braid_orchestrator.training.storing import storage_errors
 from braid_rpc.errors import BraidError, UnavailableError
 
 _OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE = ".outcome.json", ".stop", ".progress.json"
@@ -36,9 +37,10 @@ def do_job_with_workers(job: TrainingJob, num_workers: int, *, progress_bar: boo
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = job.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE):
-        (folder / name).unlink(missing_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE):
+            (folder / name).unlink(missing_ok=True)
     own_cluster = not ray.is_initialized()
     if own_cluster:
         try:
@@ -157,7 +159,8 @@ def _work(config: dict[str, Any]) -> None:
             "record": asdict(outcome.record),
             "held_out": outcome.held_out,
         }
-        (job.folder / _OUTCOME_FILE).write_text(json.dumps(found), encoding="utf-8")
+        with storage_errors(job.folder):
+            (job.folder / _OUTCOME_FILE).write_text(json.dumps(found), encoding="utf-8")
 
 
 def _read_outcome(folder: Path) -> Outcome:
