@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -47,15 +46,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BraidConfig:
     )
 
 
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    """A Ray of this test's own, whatever else runs on the machine."""
-    ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
 
@@ -76,7 +66,7 @@ def interrupt_when(folder: Path, num_steps: int) -> Thread:
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on_with_another_number_of_workers(
-    config: BraidConfig, cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: BraidConfig, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     text = tmp_path / "text.txt"
@@ -99,10 +89,13 @@ def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on_with_another_numb
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_workers_are_one_with_twice_the_accumulation(
-    config: BraidConfig, cluster: None, tmp_path: Path
+    config: BraidConfig, ray_cluster: None, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("the thing in the other inner theatre is thin there " * 20)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "text.txt").write_text("the thing in the other inner theatre is thin there " * 20)
+    (texts / "other.txt").write_bytes(b"\0")
+    left_out: list[str] = []
     options = RunOptions(steps=5, window=16, batch_size=2, evaluate_every=2)
     with ExitStack() as stack:
         targets = {
@@ -110,9 +103,10 @@ def test_two_workers_are_one_with_twice_the_accumulation(
             for shard in config.shards
         }
         job = TrainingJob(
-            config, Way(targets), (str(text),), tmp_path / "two", held_out_share=0.2, options=options
+            config, Way(targets), (str(texts),), tmp_path / "two", held_out_share=0.2, options=options
         )
-        two = do_job_with_workers(job, 2)
+        two = do_job_with_workers(job, 2, on_left_out=left_out.append)
+        assert len(left_out) == 1 and left_out[0].startswith("1 left out: files that are not text in UTF-8")
         alone = replace(job, folder=tmp_path / "one", options=replace(options, accumulate=2))
         one = do_job(alone, progress_bar=False)
         assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=TOLERANCE)

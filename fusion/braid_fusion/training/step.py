@@ -87,11 +87,11 @@ class OptimiserStep(Generic[BatchT]):
     def _backward(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
         sums: dict[str, float] = {}
         total, unit = 0.0, 0.0
+        bad: tuple[int, float] | None = None
         for index in range(self._accumulate):
             number = self._number(step, index)
-            where = f"step {step}, batch {number}"
             with batch_seed(self._seed, number):
-                losses = self._losses(batches, where)
+                losses = self._losses(batches, f"step {step}, batch {number}")
                 count = float(losses[TOKENS]) if TOKENS in losses else 1.0
                 for name in losses:
                     sums.setdefault(name, 0.0)
@@ -99,8 +99,9 @@ class OptimiserStep(Generic[BatchT]):
                     continue
                 loss = losses["loss"]
                 value = float(loss.detach())
-                if not math.isfinite(value) and self._peers.count == 1:
-                    raise TrainingDivergedError(f"loss: got {value} at {where}, expected a finite number")
+                if not math.isfinite(value):
+                    bad = (number, value)
+                    break
                 # Weights relative to the first batch, so that numbers stay of the loss's own size.
                 unit = unit or count
                 weighted = loss if count == unit else loss * (count / unit)
@@ -110,7 +111,11 @@ class OptimiserStep(Generic[BatchT]):
                 share = 1.0 if name == TOKENS else count
                 sums[name] += float(figure.detach()) * share
         if self._peers.count > 1:
-            total, unit = self._share(sums, total, unit, step)
+            total, unit, bad = self._share(sums, total, unit, bad)
+        if bad is not None:
+            raise TrainingDivergedError(
+                f"loss: got {bad[1]} at step {step}, batch {bad[0]}, expected a finite number"
+            )
         if total == 0.0:
             raise TrainingDataError(f"step {step}: got no token to predict, expected at least one")
         if total != unit:
@@ -122,8 +127,16 @@ class OptimiserStep(Generic[BatchT]):
         """Of this worker's batch ``index`` of a step, in the run's one sequence."""
         return (step * self._accumulate + index) * self._peers.count + self._peers.rank
 
-    def _share(self, sums: dict[str, float], total: float, unit: float, step: int) -> tuple[float, float]:
-        """Put the sums over all workers into ``sums`` and the gradients; the new total, and the unit of these."""
+    def _share(
+        self, sums: dict[str, float], total: float, unit: float, bad: tuple[int, float] | None
+    ) -> tuple[float, float, tuple[int, float] | None]:
+        """Put the sums over all workers into ``sums`` and the gradients.
+
+        Args:
+            bad: number and loss of this worker's first batch whose loss is no finite number.
+
+        Returns: the new total, the unit of the gradients, and what is ``bad`` of all workers' batches.
+        """
         names = sorted(sums)
         figures = torch.tensor([total, *(sums[name] for name in names)], dtype=torch.float64)
         has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters]).double()
@@ -131,20 +144,18 @@ class OptimiserStep(Generic[BatchT]):
             torch.zeros_like(p) if p.grad is None else p.grad.mul_(unit)  # as if each token's had been added
             for p in self._parameters
         ]
-        self._peers.sum_([figures, has_gradient, *gradients])
+        bad_2N = torch.zeros(2, self._peers.count, dtype=torch.float64)  # a worker writes into its own column
+        if bad is not None:
+            bad_2N[:, self._peers.rank] = torch.tensor([bad[0] + 1, bad[1]], dtype=torch.float64)
+        self._peers.sum_([figures, has_gradient, bad_2N, *gradients])
         for parameter, gradient, somewhere in zip(
             self._parameters, gradients, has_gradient.tolist(), strict=True
         ):
             parameter.grad = gradient if somewhere else None
         total, *values = figures.tolist()
         sums.update(zip(names, values, strict=True))
-        if not math.isfinite(sums.get("loss", 0.0)):
-            first, count = step * self._accumulate, self._accumulate * self._peers.count
-            raise TrainingDivergedError(
-                f"loss: got {sums['loss']} over all workers at step {step}, in one of its {count} batches "
-                f"({first} to {first + self._accumulate - 1} of each worker), expected a finite number"
-            )
-        return total, 1.0
+        all_bad = [(int(number) - 1, loss) for number, loss in bad_2N.T.tolist() if number]
+        return total, 1.0, min(all_bad, default=None)
 
     def _losses(self, batches: Iterator[BatchT], where: str) -> Mapping[str, Tensor]:
         try:

@@ -170,13 +170,13 @@ def train(
     if workers > 1:
         from braid_orchestrator.training.workers import do_job_with_workers
 
-        outcome = do_job_with_workers(job, workers)
+        outcome = do_job_with_workers(job, workers, on_left_out=_tell_left_out)
     else:
         with progress_bar() as show, braid_errors():
             outcome = do_job(
                 job,
                 on_reading=lambda what, done, total: show(f"reading {what}", done, total),
-                on_left_out=lambda line: err.print(f"left out: {line}", highlight=False, soft_wrap=True),
+                on_left_out=_tell_left_out,
             )
     published = None
     if publish is not None and outcome.weights is not None:
@@ -205,6 +205,10 @@ def _check_precision(name: str) -> None:
     """fp16's gradients need a CUDA device; the fusion modules are trained here, on the CPU, wherever shards are."""
     if name not in _PRECISIONS:
         raise ConfigError(f"--precision: got {name!r}, expected one of {', '.join(_PRECISIONS)}")
+
+
+def _tell_left_out(line: str) -> None:
+    err.print(f"left out: {line}", highlight=False, soft_wrap=True)
 
 
 def _show(outcome: Outcome) -> None:

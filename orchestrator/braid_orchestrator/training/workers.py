@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from braid_fusion.training import Evaluation, ProcessPeers, Progress, TrainingRecord
+from braid_fusion.training import ProcessPeers
 from braid_fusion.training.interrupt import stop_on_interrupt
 from braid_fusion.training.progress_bar import ProgressBar
-from braid_orchestrator.training.job import TrainingJob, do_job
+from braid_orchestrator.training import worker_files
+from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
 from braid_orchestrator.training.storing import storage_errors
 from braid_rpc.errors import BraidError, UnavailableError
+from braid_services.fusion.translation import braid_errors
 
-_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE = ".outcome.json", ".stop", ".progress.json"
-_NOTICE_S = 0.2  # how soon Ctrl-C is passed on, and progress passed back
+WORKER_CPUS = 0.5
 
 
-def do_job_with_workers(job: TrainingJob, num_workers: int, *, progress_bar: bool | None = None) -> Outcome:
+def do_job_with_workers(
+    job: TrainingJob,
+    num_workers: int,
+    *,
+    on_left_out: OnLeftOut = lambda line: None,
+    progress_bar: bool | None = None,
+) -> Outcome:
     """Start workers on the Ray cluster that this machine is part of (one of its own, if there is none), and wait.
 
     The run's folder must be the same for all of them. A step takes ``num_workers`` times the batches that it takes
     with one worker. Ctrl-C ends the run after the step at hand, with a checkpoint. ``progress_bar`` is shown here, of
-    the first worker's steps; None: where standard error is a terminal.
+    the first worker's steps; None: where standard error is a terminal. ``on_left_out`` is told here what of the texts
+    was left out.
 
-    Raises: BraidError, with what a worker raised; UnavailableError if Ray can't start them.
+    Raises: BraidError, with what a worker raised; UnavailableError
+        if Ray can't start them; StorageError if the run's folder cannot be written.
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -39,8 +47,7 @@ def do_job_with_workers(job: TrainingJob, num_workers: int, *, progress_bar: boo
     folder = job.folder.resolve()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (_OUTCOME_FILE, _STOP_FILE, _PROGRESS_FILE):
-            (folder / name).unlink(missing_ok=True)
+        worker_files.forget(folder)
     own_cluster = not ray.is_initialized()
     if own_cluster:
         try:
@@ -59,30 +66,35 @@ def do_job_with_workers(job: TrainingJob, num_workers: int, *, progress_bar: boo
                     tensorboard=None if job.tensorboard is None else job.tensorboard.resolve(),
                 )
             },
-            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 0.5}),
+            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": WORKER_CPUS}),
             torch_config=TorchConfig(backend="gloo"),
-            run_config=RunConfig(name="workers", storage_path=str(folder / "ray")),
+            run_config=RunConfig(
+                name="workers",
+                storage_path=str(folder / "ray"),
+            ),
         )
         try:
             with ProgressBar(job.options.steps, shown=progress_bar) as bar:
-                _wait_for(
-                    trainer.fit, folder / _STOP_FILE, _ProgressReader(folder / _PROGRESS_FILE, bar.show)
+                readers = (
+                    worker_files.LeftOutReader(folder, on_left_out),
+                    worker_files.ProgressReader(folder, bar.show),
                 )
+                _wait_for(trainer.fit, worker_files.stop_file(folder), readers)
         except Exception as error:
             cause = _cause(error)
             kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
             raise kind(f"workers: {type(cause).__name__}: {cause}") from error
+        return worker_files.read_outcome(folder)
     finally:
-        for name in (_STOP_FILE, _PROGRESS_FILE):
-            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            worker_files.forget(folder)
         if own_cluster:
             ray.shutdown()
-    return _read_outcome(folder)
 
 
-def _wait_for(fit: Callable[[], object], stop_file: Path, look: Callable[[], None]) -> None:
-    """Call ``fit`` and wait, calling ``look`` now and then; the first Ctrl-C makes ``stop_file``, a second one is a
-    KeyboardInterrupt.
+def _wait_for(fit: Callable[[], object], stop_file: Path, readers: tuple[Callable[[], None], ...]) -> None:
+    """Call ``fit`` and wait, calling ``readers`` now and then; the first Ctrl-C makes ``stop_file``, a second one is
+    a KeyboardInterrupt.
 
     In a thread of its own, because Ray Train's handler for SIGINT, which it sets in the main thread and leaves there,
     would end the workers in the middle of a step.
@@ -97,84 +109,35 @@ def _wait_for(fit: Callable[[], object], stop_file: Path, look: Callable[[], Non
 
     threading.Thread(target=run, name="ray-train", daemon=True).start()
     with stop_on_interrupt(True) as wish:
-        while not wait([done], timeout=_NOTICE_S).done:
-            look()
+        while not wait([done], timeout=worker_files.NOTICE_S).done:
+            for read in readers:
+                read()
             if wish.asked:
                 stop_file.touch()
-    look()
+    for read in readers:
+        read()
     done.result()
 
 
-class _ProgressWriter:
-    """In the first worker: leaves its progress in a file, not oftener than it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._written = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._written >= _NOTICE_S or progress.fraction >= 1.0:
-            self._written = now
-            building = self._path.with_suffix(".building")
-            building.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            building.replace(self._path)
-
-
-class _ProgressReader:
-    """Where the workers were started: passes on what is new in that file."""
-
-    def __init__(self, path: Path, show: Callable[[Progress], None]) -> None:
-        self._path = path
-        self._show = show
-        self._last: Progress | None = None
-
-    def __call__(self) -> None:
-        try:
-            progress = Progress(**json.loads(self._path.read_text(encoding="utf-8")))
-        except FileNotFoundError:  # no step is taken yet
-            return
-        if progress != self._last:
-            self._last = progress
-            self._show(progress)
-
-
 def _work(config: dict[str, Any]) -> None:
-    """In each worker's process."""
+    """In each worker's process. Raises: BraidError, which who started it knows."""
     import torch
 
     torch.set_num_threads(1)
     job: TrainingJob = config["job"]
     peers = ProcessPeers()
-    outcome = do_job(
-        job,
-        peers,
-        progress_bar=False,
-        on_progress=_ProgressWriter(job.folder / _PROGRESS_FILE) if peers.rank == 0 else None,
-        stop_wanted=(job.folder / _STOP_FILE).exists,
-    )
-    if peers.rank == 0:
-        found = {
-            "weights": None if outcome.weights is None else str(outcome.weights),
-            "record": asdict(outcome.record),
-            "held_out": outcome.held_out,
-        }
-        with storage_errors(job.folder):
-            (job.folder / _OUTCOME_FILE).write_text(json.dumps(found), encoding="utf-8")
-
-
-def _read_outcome(folder: Path) -> Outcome:
-    path = folder / _OUTCOME_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BraidError(
-            f"workers: none of them wrote {path}; the run's folder must be shared by all"
-        ) from error
-    path.unlink()
-    record = found["record"]
-    record["evaluations"] = tuple(Evaluation(**one) for one in record["evaluations"])
-    return Outcome(found["weights"] and Path(found["weights"]), TrainingRecord(**record), found["held_out"])
+    is_first = peers.rank == 0
+    with braid_errors():
+        outcome = do_job(
+            job,
+            peers,
+            progress_bar=False,
+            on_left_out=worker_files.LeftOutWriter(job.folder) if is_first else lambda line: None,
+            on_progress=worker_files.ProgressWriter(job.folder) if is_first else None,
+            stop_wanted=worker_files.stop_file(job.folder).exists,
+        )
+    if is_first:
+        worker_files.write_outcome(job.folder, outcome)
 
 
 def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,9 +146,13 @@ def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the first worker that failed raised."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    while first.__cause__ is not None:
-        first = first.__cause__
-    return first
+    """What ended the run: of what workers raised a BraidError, rather than what came of it at the others."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    found = [_origin(failure) for failure in failures.values()]
+    return next((one for one in found if isinstance(one, BraidError)), found[0])
+
+
+def _origin(error: BaseException) -> BaseException:
+    while not isinstance(error, BraidError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

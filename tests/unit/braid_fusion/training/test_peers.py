@@ -34,13 +34,14 @@ class Batches:
 
     def __init__(self, rank: int, num_workers: int) -> None:
         self.rank, self.num_workers, self.taken = rank, num_workers, 0
+        self.number = -1  # of the batch that was given last
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:
-            number = self.taken * self.num_workers + self.rank
+            self.number = self.taken * self.num_workers + self.rank
             self.taken += 1
-            generator = torch.Generator().manual_seed(number)
-            yield torch.randn(number % 4, 3, generator=generator)
+            generator = torch.Generator().manual_seed(self.number)
+            yield torch.randn(self.number % 4, 3, generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken_by_all": self.taken * self.num_workers}
@@ -54,17 +55,18 @@ def train(
     rank: int = 0,
     num_workers: int = 1,
     peers: ProcessPeers | None = None,
-    bad: bool = False,
+    bad: tuple[int, ...] = (),
     **how: Any,
 ) -> nn.Module:
     torch.manual_seed(0)
     module = nn.Linear(3, 3)
+    batches = Batches(rank, num_workers)
 
     def loss_of(rows: Tensor) -> dict[str, Tensor]:
         seen = functional.dropout(rows, 0.3, module.training)
         loss = (module(seen) - rows.flip(-1)).square().sum(-1).mean()
-        if bad and rank == 1:
-            loss = loss * float("nan")
+        if batches.number in bad:
+            loss = loss * float("nan" if batches.number % 2 else "inf")
         return {
             "loss": loss,
             "tokens": torch.tensor(rows.shape[0]),
@@ -84,7 +86,7 @@ def train(
     trainer = Trainer(
         module,
         loss_of,
-        Batches(rank, num_workers),
+        batches,
         config,
         evaluate=lambda: {"loss": float(module.weight.detach().square().sum())},
         log_path=folder / "log.jsonl",
@@ -116,7 +118,7 @@ def two_workers(folder: Path, **options: Any) -> dict[int, Any]:
     workers = [context.Process(target=work, args=(folder, rank, results, options)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(results.get(timeout=120) for _ in workers)
+    found = dict(results.get(timeout=300) for _ in workers)
     for worker in workers:
         worker.join(60)
     return found
@@ -159,10 +161,16 @@ def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(by_two[0]), whole, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_a_loss_that_is_no_number_at_one_worker_ends_all_of_them(tmp_path: Path) -> None:
-    found = two_workers(tmp_path / "bad", bad=True)
-    for rank in range(2):
-        assert "loss: got nan over all workers at step 0" in found[rank]
+@pytest.mark.parametrize(
+    ("bad", "told"), [((9, 10, 11), "nan at step 2, batch 9"), ((10, 11), "inf at step 2, batch 10")]
+)
+def test_a_loss_that_is_no_number_ends_all_workers_with_the_first_such_batch(
+    tmp_path: Path, bad: tuple[int, ...], told: str
+) -> None:
+    message = f"loss: got {told}, expected a finite number"
+    assert two_workers(tmp_path / "bad", bad=bad) == {0: message, 1: message}
+    with pytest.raises(TrainingDivergedError, match=f"^{message}$"):
+        train(tmp_path / "alone", bad=bad)
 
 
 def test_alone_nothing_is_shared() -> None:

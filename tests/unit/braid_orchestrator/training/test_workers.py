@@ -1,0 +1,71 @@
+"""What workers raise comes back as what it is, without starting any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from braid_fusion.errors import (
+    CheckpointMismatchError,
+    TrainingConfigError,
+    TrainingDivergedError,
+    TrainingError,
+)
+from braid_fusion.training.peers import NoPeers
+from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.training import workers
+from braid_orchestrator.training.job import TrainingJob
+from braid_orchestrator.training.reaching import Way
+from braid_orchestrator.training.worker_files import LeftOutReader, LeftOutWriter
+from braid_rpc.errors import BraidError, ConflictError, InvalidRequestError, UnavailableError
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (TrainingConfigError, InvalidRequestError),
+        (CheckpointMismatchError, ConflictError),
+        (TrainingDivergedError, BraidError),
+    ],
+)
+def test_what_ends_training_leaves_a_worker_as_what_its_caller_knows(
+    raised: type[TrainingError], expected: type[BraidError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised("precision: got 'fp16'")
+
+    monkeypatch.setattr(workers, "ProcessPeers", NoPeers)
+    monkeypatch.setattr(workers, "do_job", fail)
+    job = TrainingJob(BraidConfig(name="b", anchor="a", shards=()), Way(), ("text",), tmp_path)
+    with pytest.raises(expected, match="precision: got 'fp16'") as refused:
+        workers._work({"job": job})
+    assert type(refused.value) is expected
+    assert workers._cause(refused.value) is refused.value
+
+
+def test_the_reason_is_told_rather_than_what_came_of_it() -> None:
+    class RayTrainError(Exception):
+        def __init__(self, **about: object) -> None:
+            super().__init__("a report of many lines")
+            self.__dict__.update(about)
+
+    gone, reason = RuntimeError("connection closed by peer"), UnavailableError("shard 'left': no answer")
+    assert workers._cause(RayTrainError(worker_failures={0: gone, 1: reason})) is reason
+    assert workers._cause(RayTrainError(worker_failures={0: gone})) is gone
+    assert workers._cause(RayTrainError(controller_failure=gone)) is gone
+    assert workers._cause(gone) is gone
+
+
+def test_each_line_of_what_was_left_out_is_told_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    write, read = LeftOutWriter(tmp_path), LeftOutReader(tmp_path, told.append)
+    read()
+    for line in ("1 left out: ü", "two\nlines"):
+        write(line)
+        read()
+        read()
+    path = tmp_path / ".left-out.jsonl"
+    path.write_text(path.read_text() + '"half a li')
+    read()
+    assert told == ["1 left out: ü", "two\nlines"]
