@@ -1,4 +1,5 @@
-"""Workers of Ray Train: two have the loss curve of one with twice the accumulation; Ctrl-C, going on, progress."""
+"""Workers of Ray Train: two have the loss curve of one with twice the accumulation; Ctrl-C, going on, progress, and
+what there is no room for."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ from braid_fusion.training import read_log
 from braid_fusion.weights import read_card
 from braid_orchestrator.config.schema import parse_braid_config
 from braid_orchestrator.config.values import BraidConfig
+from braid_orchestrator.training import workers
 from braid_orchestrator.training.job import TrainingJob, do_job
 from braid_orchestrator.training.reaching import Way
 from braid_orchestrator.training.run import RunOptions
 from braid_orchestrator.training.workers import do_job_with_workers
-from braid_rpc.errors import ContextLengthError
+from braid_rpc.errors import CapacityError, ContextLengthError, UnavailableError
 from braid_services.shard.main import serve_shard
 
 # Gradients of two workers are added up in another order than those of one.
@@ -118,3 +120,34 @@ def test_two_workers_are_one_with_twice_the_accumulation(
             do_job_with_workers(
                 replace(job, folder=tmp_path / "bad", options=replace(options, window=999)), 2
             )
+
+
+# Ray Train uses what Ray Data deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_without_room_are_refused_and_never_waited_for(
+    config: BraidConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    job = TrainingJob(config, Way(), ("never read",), tmp_path / "run")
+    message = r"workers: got 5 of 0\.5 CPUs each, 2\.5 in all, expected at most 2: so many of .* cluster's 2 are free"
+    with pytest.raises(CapacityError, match=message):
+        do_job_with_workers(job, 5)
+
+    @ray.remote(num_cpus=1.5)
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.is_there.remote())
+    monkeypatch.setattr(workers, "_ROOM_PATIENCE_S", 1.0)
+    with pytest.raises(
+        CapacityError, match=r"got 2 .* expected at most 0\.5: so many of .* cluster's 2 are free"
+    ):
+        do_job_with_workers(job, 2)
+    # Where they are taken between this look and the start.
+    monkeypatch.setattr(workers, "_check_room", lambda num_workers: None)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    with pytest.raises(UnavailableError, match=r"workers: .*timed out after 2\.0 seconds"):
+        do_job_with_workers(job, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -17,10 +18,12 @@ from braid_orchestrator.training import worker_files
 from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
 from braid_orchestrator.training.storing import storage_errors
-from braid_rpc.errors import BraidError, UnavailableError
+from braid_rpc.errors import BraidError, CapacityError, UnavailableError
 from braid_services.fusion.translation import braid_errors
 
 WORKER_CPUS = 0.5
+# For CPUs that somebody has just let go of: the cluster takes a moment to know of it.
+_ROOM_PATIENCE_S = 5.0
 
 
 def do_job_with_workers(
@@ -37,11 +40,11 @@ def do_job_with_workers(
     the first worker's steps; None: where standard error is a terminal. ``on_left_out`` is told here what of the texts
     was left out.
 
-    Raises: BraidError, with what a worker raised; UnavailableError
+    Raises: BraidError, with what a worker raised; CapacityError if too few CPUs are free for them; UnavailableError
         if Ray can't start them; StorageError if the run's folder cannot be written.
     """
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = job.folder.resolve()
@@ -55,6 +58,7 @@ def do_job_with_workers(
         except ConnectionError:
             ray.init(log_to_driver=True)
     try:
+        _check_room(num_workers)
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -71,6 +75,8 @@ def do_job_with_workers(
             run_config=RunConfig(
                 name="workers",
                 storage_path=str(folder / "ray"),
+                # Else Ray Train tries to start them for ever, where CPUs were taken since.
+                failure_config=FailureConfig(controller_failure_limit=0),
             ),
         )
         try:
@@ -90,6 +96,22 @@ def do_job_with_workers(
             worker_files.forget(folder)
         if own_cluster:
             ray.shutdown()
+
+
+def _check_room(num_workers: int) -> None:
+    """Raises: CapacityError if the cluster has too few free CPUs."""
+    import ray
+
+    wanted = num_workers * WORKER_CPUS
+    give_up_s = time.monotonic() + _ROOM_PATIENCE_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < wanted:
+        total = ray.cluster_resources().get("CPU", 0.0)
+        if total < wanted or time.monotonic() > give_up_s:
+            raise CapacityError(
+                f"workers: got {num_workers} of {WORKER_CPUS} CPUs each, {wanted:g} in all, expected at most "
+                f"{free:g}: so many of the Ray cluster's {total:g} are free"
+            )
+        time.sleep(worker_files.NOTICE_S)
 
 
 def _wait_for(fit: Callable[[], object], stop_file: Path, readers: tuple[Callable[[], None], ...]) -> None:
