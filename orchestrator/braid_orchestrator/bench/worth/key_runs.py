@@ -15,7 +15,6 @@ from transformers.utils.logging import disable_progress_bar
 from braid_orchestrator.bench.machine import peak_bytes
 from braid_orchestrator.bench.worth.key_answers import Answerer, model_predict, share_solved
 from braid_orchestrator.bench.worth.key_contestants import (
-    CONTESTANTS,
     KeyContest,
     KeyTrainingRecipe,
 )
@@ -25,7 +24,6 @@ from braid_orchestrator.bench.worth.models import load_llama, save_model
 from braid_orchestrator.demo.recipe import digest
 
 PARENTS = (TABLE, CALCULATOR)
-EVERYBODY = (*PARENTS, *CONTESTANTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class KeysRecipe:
 
 @dataclass(frozen=True, slots=True)
 class KeysSpec:
-    """``who``: one of `EVERYBODY`."""
+    """``who``: one of `PARENTS` or `CONTESTANTS`."""
 
     who: str
     seed: int

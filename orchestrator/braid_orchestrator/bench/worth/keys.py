@@ -19,7 +19,14 @@ from braid_orchestrator.bench.machine import describe_machine
 from braid_orchestrator.bench.report import Cell, Report, Table, Target
 from braid_orchestrator.bench.run_pool import RunPool
 from braid_orchestrator.bench.step import Progress
-from braid_orchestrator.bench.worth.key_contestants import BRAID, CONTESTANTS, UNMATCHED, KeyTrainingRecipe
+from braid_orchestrator.bench.worth.key_contestants import (
+    BRAID,
+    CONTESTANTS,
+    GATE,
+    NO_CROSS,
+    UNMATCHED,
+    KeyTrainingRecipe,
+)
 from braid_orchestrator.bench.worth.key_exercises import (
     CALCULATE,
     COMPOSE,
@@ -31,7 +38,6 @@ from braid_orchestrator.bench.worth.key_exercises import (
 from braid_orchestrator.bench.worth.key_parents import TABLE, KeyParentRecipe, PairsParentRecipe
 from braid_orchestrator.bench.worth.key_readings import CHARACTERS
 from braid_orchestrator.bench.worth.key_runs import (
-    EVERYBODY,
     PARENTS,
     KeysRecipe,
     KeysResult,
@@ -50,11 +56,12 @@ Results = Mapping[int, Mapping[str, KeysResult]]  # by seed and who
 
 @dataclass(frozen=True, slots=True)
 class KeysOptions:
-    """``seeds`` decide the table, the models' starts, and the order of exercises. ``minutes_at_most``: what both
-    models and the braid should take together, on two cores."""
+    """``seeds`` decide the table, the models' starts, and the order of exercises. ``contestants`` of all that there
+    are take part. ``minutes_at_most``: what both models and the braid should take together, on two cores."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: KeysRecipe = field(default_factory=KeysRecipe)
+    contestants: tuple[str, ...] = CONTESTANTS
     benchmark: str = "worth-keys"
     minutes_at_most: float = 10.0
 
@@ -80,6 +87,8 @@ class KeysOptions:
         return replace(self, seeds=self.seeds[:1], recipe=recipe)
 
 
+# Who takes part in variants: how everybody else does is known from the plain experiment.
+FEW = (GATE, NO_CROSS, BRAID)
 # The experiment, and what is asked beyond it. Whatever a variant needs of its own stands here.
 VARIANTS: Mapping[str, KeysOptions] = {
     "plain": KeysOptions(),
@@ -89,11 +98,13 @@ VARIANTS: Mapping[str, KeysOptions] = {
             parents=KeyParentRecipe(table_steps=1500, calculator_steps=2000),
             training=KeyTrainingRecipe(match_steps=800, num_steps=400),
         ),
+        contestants=FEW,
         benchmark="worth-keys-larger",
         minutes_at_most=30.0,
     ),
     "tokenizers": KeysOptions(
         recipe=KeysRecipe(parents=PairsParentRecipe()),
+        contestants=FEW,
         benchmark="worth-keys-tokenizers",
     ),
 }
@@ -108,10 +119,11 @@ def run_keys(options: KeysOptions, work: Path, progress: Progress = lambda what,
     Raises: BraidError if a run fails; InvalidRequestError for a damaged file of runs.
     """
     started = time.perf_counter()
+    stages = (PARENTS, options.contestants)
     finished = FinishedRuns(work / RUNS_FILE, KeysSpec, KeysResult)
     results: dict[int, dict[str, KeysResult]] = {}
     with RunPool[KeysSpec, KeysResult](partial(KeysRunner, str(work)), _describe, progress, finished) as pool:
-        for stage in (PARENTS, CONTESTANTS):
+        for stage in stages:
             specs = [KeysSpec(who, seed, options.recipe) for seed in options.seeds for who in stage]
             for spec, result in zip(specs, pool.run(specs), strict=True):
                 results.setdefault(spec.seed, {})[spec.who] = result
@@ -120,7 +132,7 @@ def run_keys(options: KeysOptions, work: Path, progress: Progress = lambda what,
         settings=_settings(options),
         machine=describe_machine(),
         tables=(_solved_table(results), _cost_table(results)),
-        targets=_targets(results, options.minutes_at_most),
+        targets=_targets(results, stages, options.minutes_at_most),
         raw={
             "options": asdict(options),
             "wall_s": time.perf_counter() - started,
@@ -136,12 +148,18 @@ def _describe(spec: KeysSpec) -> str:
     return f"seed {spec.seed}: {spec.who}"
 
 
+def _everybody(results: Results) -> list[str]:
+    return list(next(iter(results.values())))
+
+
 def _percent(results: Results, who: str, task: str) -> list[float]:
     return [100.0 * by_run[who].solved[task] for by_run in results.values()]
 
 
 def _solved_table(results: Results) -> Table:
-    rows = tuple((who, *(_with_spread(_percent(results, who, task)) for task in TASKS)) for who in EVERYBODY)
+    rows = tuple(
+        (who, *(_with_spread(_percent(results, who, task)) for task in TASKS)) for who in _everybody(results)
+    )
     return Table(
         "Solved without a wrong character, in percent",
         ("", *TASKS),
@@ -158,7 +176,7 @@ def _with_spread(values: Sequence[float]) -> str:
 
 def _cost_table(results: Results) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for who in EVERYBODY:
+    for who in _everybody(results):
         of_seeds = [by_run[who] for by_run in results.values()]
         rows.append(
             (
@@ -177,12 +195,12 @@ def _cost_table(results: Results) -> Table:
     )
 
 
-def _targets(results: Results, minutes_at_most: float) -> tuple[Target, ...]:
+def _targets(results: Results, stages: Sequence[Sequence[str]], minutes_at_most: float) -> tuple[Target, ...]:
     reached = [
         Target(f"braid: {task}", fmean(_percent(results, BRAID, task)), limit, ">=", "%")
         for task, limit in AT_LEAST.items()
     ]
-    others = [who for who in EVERYBODY if who not in (BRAID, UNMATCHED)]
+    others = [who for who in _everybody(results) if who not in (BRAID, UNMATCHED)]
     kept_out = [
         Target(
             f"best of the others: {task}",
@@ -204,7 +222,7 @@ def _targets(results: Results, minutes_at_most: float) -> tuple[Target, ...]:
         Target("models and braid, from nothing", max(minutes), minutes_at_most, "<=", "min"),
         minutes_target(
             ({who: result.seconds for who, result in by_run.items()} for by_run in results.values()),
-            (PARENTS, CONTESTANTS),
+            stages,
         ),
     )
 

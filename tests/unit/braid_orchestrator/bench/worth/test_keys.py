@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from braid_orchestrator.bench.worth import keys
-from braid_orchestrator.bench.worth.key_contestants import BRAID, GATE, UNMATCHED
+from braid_orchestrator.bench.worth.key_contestants import BRAID, CONTESTANTS, GATE, UNMATCHED
 from braid_orchestrator.bench.worth.key_exercises import CALCULATE, COMPOSE, COMPOSE_UNSEEN, SUBSTITUTE
 from braid_orchestrator.bench.worth.key_plot import plot_keys
-from braid_orchestrator.bench.worth.key_runs import EVERYBODY, PARENTS, KeysResult, KeysSpec
+from braid_orchestrator.bench.worth.key_runs import PARENTS, KeysResult, KeysSpec
 from braid_orchestrator.bench.worth.keys import VARIANTS, KeysOptions, run_keys
 from braid_orchestrator.cli.bench_worth import Variant
+
+EVERYBODY = (*PARENTS, *CONTESTANTS)
 
 
 def result(composed: float, seconds: float = 60.0) -> KeysResult:
@@ -103,6 +105,10 @@ def test_variants_are_told_apart(pool: Pool, tmp_path: Path) -> None:
     assert len({report.benchmark for report in reports}) == 3
     assert [*VARIANTS] == [*Variant]
     assert len({str(report.settings) for report in reports}) == 3
+    rows = [[str(row[0]) for row in report.tables[0].rows] for report in reports]
+    assert (
+        rows[0] == [*EVERYBODY] and rows[1] == rows[2] and {*PARENTS, GATE, BRAID} < {*rows[1]} < {*EVERYBODY}
+    )
     recipes = [specs[0].recipe for specs in pool.asked[::2]]
     assert len({json.dumps(asdict(recipe)) for recipe in recipes}) == 3
     quick = [options.quick() for options in VARIANTS.values()]
