@@ -121,7 +121,7 @@ def test_worth_keys_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) 
     arguments = ("worth", "keys", "--work", str(tmp_path / "work"), "--plot", str(picture))
     value = run(*arguments)
     runs = value["raw"]["runs"]["0"]
-    assert {"table", "calculator", "braid", "gate per token"} < set(runs) and len(runs) == 10
+    assert {"table", "calculator", "braid", "gate per token"} < set(runs) and len(runs) == 12
     assert all(runs[model]["num_parameters"] > 1000 for model in ("table", "calculator", "braid"))
     assert all(len(one["solved"]) == 4 for one in runs.values())
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -133,7 +133,7 @@ def test_worth_keys_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) 
 def test_worth_keys_has_variants_with_reports_of_their_own(variant: str, tmp_path: Path) -> None:
     value = run("worth", "keys", "--variant", variant, "--work", str(tmp_path / "work"))
     assert value["benchmark"] == f"worth-keys-{variant}"
-    assert len(value["raw"]["runs"]["0"]) == 10
+    assert len(value["raw"]["runs"]["0"]) == 5
 
 
 def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_worth_specialists_measures_everybody_and_goes_on_where_it_was(tmp_path:
     value = run(*arguments)
     runs = value["raw"]["runs"]["0"]
     rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
-    assert len(rows) == 16
+    assert len(rows) == 17
     assert all(
         0 < rows["oracle"][side][text] <= figures[side][text] * 1.2 < 20
         for figures in rows.values()
@@ -172,7 +172,7 @@ def test_worth_pretrained_measures_everybody_and_goes_on_where_it_was(tmp_path: 
     value = run(*arguments)
     runs = value["raw"]["runs"]["0"]
     rows = {row: figures for one in runs.values() for row, figures in one["figures"].items()}
-    assert len(rows) == 13
+    assert len(rows) == 15
     assert all(
         0 < figures[side][text] < 40
         for figures in rows.values()
