@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from braids import shake
-from programs import eventually, tiny_braid_settings
+from programs import eventually
 from redis_server import RedisServer
 from typer.testing import CliRunner
 
@@ -31,11 +31,6 @@ from braid_services.shard.main import serve_shard
 EVAL = ("eval", "--window", "16", "--resamples", "50")
 SHARDS = ["left", "right"]
 BASELINES = ["uniform mix", "posterior mix"]
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny_braid_settings(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

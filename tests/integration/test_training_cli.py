@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from programs import Program, tiny_braid_settings
+from programs import Program
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
@@ -19,11 +19,6 @@ from braid_orchestrator.cli.main import app
 from braid_orchestrator.training.run import LOG_FILE, train_braid
 
 TRAIN = ("train", "--window", "16", "--batch", "2", "--held-out-share", "0")
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny_braid_settings(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -14,9 +14,12 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Within it, an OSError leaves as a StorageError, which says what the run in ``folder`` can go on from."""
+    """Within it, an OSError leaves as a StorageError, which says what the run in ``folder`` can go on from. One of a
+    connection, which is an OSError to Python, stays what it is."""
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise
     except OSError as error:
         raise StorageError(f"run in {folder}: cannot be written: {error}; {_what_is_left(folder)}") from error
 
