@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -272,6 +273,39 @@ def test_learned_mixes_gain_on_what_they_are_fitted_on(shards, backends) -> None
     for stack in fitted.stacks.values():
         assert stack.plan.points == ()
     assert fitted.stacks[GLOBAL].plan.readout == PlanReadout("mixture")
+    # Either shard alone is a mix, too.
+    assert sums[GLOBAL].bits_per_byte < 1.001 * min(sums[LEFT].bits_per_byte, sums[RIGHT].bits_per_byte)
+
+
+def test_how_many_windows_are_fitted_on_at_once_changes_nothing(shards, backends) -> None:
+    stack = stack_of(backends)
+    encoder = LaneReaders(shards, stack.plan).anchor.encoder
+    corpus = encode_source(MemorySource("fit", DOCUMENTS), encoder, max_example_tokens=WINDOW)
+
+    def learned(windows_at_once: int | None) -> list[Tensor]:
+        options = FitOptions(steps=3, window=WINDOW, batch_size=4, windows_at_once=windows_at_once)
+        fitted = fit_readouts(shards, stack.plan, TrainingTexts(corpus, None), options)
+        return [one for who in (GLOBAL, GATE) for one in fitted.stacks[who].state_dict().values()]
+
+    together = learned(None)
+    for windows_at_once in (1, 2, 100):
+        for one, other in zip(learned(windows_at_once), together, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_window_too_long_for_a_finer_tokenizer_is_run_in_parts(caplog) -> None:
+    backends = [
+        reading_backend("left", "byte bpe", 1, context=256),
+        reading_backend("right", "bytes", 2, context=40),
+    ]
+    stack = stack_of(backends, points=(PointConfig(at=1, strategy="mlp"),))
+    with training_shards(backends, "in process") as shards, caplog.at_level(logging.WARNING):
+        found = measured(shards, stack)
+        encoder = LaneReaders(shards, stack.plan).anchor.encoder
+        corpus = encode_source(MemorySource("fit", DOCUMENTS), encoder, max_example_tokens=WINDOW)
+        fit_readouts(shards, stack.plan, TrainingTexts(corpus, None), FitOptions(2, WINDOW, 4))
+    assert int(found.sums[BRAID].tokens_U.sum()) == sum(len(ids) - 1 for ids in windows(backends[0]))
+    assert [record.message for record in caplog.records if "run in parts" in record.message] != []
 
 
 def test_a_text_shorter_than_a_window_is_one_unit_without_an_interval(shards, backends) -> None:

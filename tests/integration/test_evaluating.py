@@ -160,7 +160,9 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path:
         (("--text", tmp_path / "empty.txt"), 2, "empty.txt: got no text"),
         (("--text", tmp_path / "blank.txt"), 2, "1 left out: documents of nothing but white space"),
         (("--text", tmp_path / "nothing.txt"), 2, "nothing.txt: no such file"),
-        ((*one, *one), 2, "one.txt' twice"),
+        ((*one, "--text", f"{tmp_path}/./one.txt"), 2, "one.txt: got a text that is named twice"),
+        (("--text", "all together"), 2, "got 'all together', expected another name"),
+        ((*one, "--seed", 2**63), 2, "2**63"),
         ((*one, "--fit", tmp_path / "one.txt"), 2, "fitted on and evaluated on"),
         ((*one, "--fit", tmp_path / "blank.txt"), 2, "blank.txt: got"),
         ((*one, "--window", "300"), 2, "window: got 300 tokens, expected at most 256, the context of shard"),
@@ -177,6 +179,31 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path:
         got, _, err = run(config, *arguments)
         last = err.strip().splitlines()[-1]  # behind what loading models shows
         assert got == code and last.startswith("error: ") and words in last, (arguments, got, err)
+
+
+def test_mixes_are_fitted_within_what_a_shard_takes(config: Path, tmp_path: Path) -> None:
+    """And files that can't be read are told."""
+    settings = yaml.safe_load(config.read_text())
+    for shard in settings["shards"]:
+        shard["training_bytes"] = "40 KiB"
+    config.write_text(yaml.safe_dump(settings))
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit.txt").rename(tmp_path / "fit" / "fit.txt")
+    (tmp_path / "fit" / "latin.txt").write_bytes("né à Zürich".encode("latin-1"))
+    code, out, err = run(
+        config, "--text", tmp_path / "one.txt", "--fit", tmp_path / "fit", "--fit-steps", "3", "--json", "-"
+    )
+    assert code == 0, err
+    assert json.loads(out)["fit"]["windows_at_once"] < 8
+    assert "left out: 1 left out: files that are not text in UTF-8" in err
+
+
+def test_mixes_of_one_shard_are_refused(config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    alone = {"shards": settings["shards"][:1], "points": [], "readout": {"kind": "anchor"}}
+    config.write_text(yaml.safe_dump({**settings, **alone}))
+    code, _, err = run(config, "--text", tmp_path / "one.txt", "--fit", tmp_path / "fit.txt")
+    assert code == 2 and "got" in err and "one shard, 'left', expected several" in err
 
 
 def test_a_shard_that_is_away_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

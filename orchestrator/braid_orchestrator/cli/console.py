@@ -26,6 +26,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def tell_left_out(line: str) -> None:
+    """What of the texts that were named is not taken."""
+    err.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
 def announce(line: str) -> None:
     """A line that a program may be waiting for: it leaves at once, and is never wrapped."""
     sys.stdout.write(line + "\n")

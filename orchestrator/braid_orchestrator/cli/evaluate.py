@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braid_orchestrator.cli.benching import progress_bar
-from braid_orchestrator.cli.console import err, out, print_json
-from braid_orchestrator.cli.options import ConfigOption, StateOption, use_state
+from braid_orchestrator.cli.console import out, print_json, tell_left_out
+from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, StateOption, use_state
 from braid_orchestrator.cli.reaching import JoinOption, ServeOption, ShardOption, way_to
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ def evaluate(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of resamples, and of the order of texts to fit on.", rich_help_panel=_HOW),
+        typer.Option(
+            min=0,
+            max=MAX_SEED,
+            help="Of resamples, and of the order of texts to fit on.",
+            rich_help_panel=_HOW,
+        ),
     ] = 0,
     json: Annotated[
         str | None,
@@ -142,7 +147,7 @@ def evaluate(
         report = do_evaluation(
             job,
             on_progress=show,
-            on_left_out=lambda line: err.print(f"left out: {line}", highlight=False, soft_wrap=True),
+            on_left_out=tell_left_out,
         )
     _tell(report, json, png)
 

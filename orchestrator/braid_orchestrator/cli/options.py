@@ -21,6 +21,8 @@ TargetOption = Annotated[
         help="A running braid: `http://host:port`, or gRPC as `host:port` or `unix:/path`.",
     ),
 ]
+# What every random generator takes.
+MAX_SEED = 2**63 - 1
 DEFAULT_TARGET = "http://127.0.0.1:8000"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text for humans.")]
 StateOption = Annotated[

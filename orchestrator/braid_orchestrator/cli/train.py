@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braid_orchestrator.cli.benching import progress_bar
-from braid_orchestrator.cli.console import err, print_json
-from braid_orchestrator.cli.options import ConfigOption, JsonOption, StateOption, use_state
+from braid_orchestrator.cli.console import err, print_json, tell_left_out
+from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, JsonOption, StateOption, use_state
 from braid_orchestrator.cli.reaching import PLACES_PANEL, JoinOption, ServeOption, ShardOption, way_to
 from braid_rpc.errors import ConfigError
 
@@ -106,7 +106,10 @@ def train(
         ),
     ] = 3,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the order of texts, and of dropout.", rich_help_panel=_RUN)
+        int,
+        typer.Option(
+            min=0, max=MAX_SEED, help="Of the order of texts, and of dropout.", rich_help_panel=_RUN
+        ),
     ] = 0,
     json: JsonOption = False,
 ) -> None:
@@ -170,13 +173,13 @@ def train(
     if workers > 1:
         from braid_orchestrator.training.workers import do_job_with_workers
 
-        outcome = do_job_with_workers(job, workers, on_left_out=_tell_left_out)
+        outcome = do_job_with_workers(job, workers, on_left_out=tell_left_out)
     else:
         with progress_bar() as show, braid_errors():
             outcome = do_job(
                 job,
                 on_reading=lambda what, done, total: show(f"reading {what}", done, total),
-                on_left_out=_tell_left_out,
+                on_left_out=tell_left_out,
             )
     published = None
     if publish is not None and outcome.weights is not None:
@@ -207,10 +210,6 @@ def _check_precision(name: str) -> None:
         raise ConfigError(f"--precision: got {name!r}, expected one of {', '.join(_PRECISIONS)}")
 
 
-def _tell_left_out(line: str) -> None:
-    err.print(f"left out: {line}", highlight=False, soft_wrap=True)
-
-
 def _show(outcome: Outcome) -> None:
     record = outcome.record
     if not record.steps:
@@ -227,4 +226,4 @@ def _show(outcome: Outcome) -> None:
     said = (
         "no weights yet: go on with --resume" if outcome.weights is None else f"written to {outcome.weights}"
     )
-    err.print(said, highlight=False, soft_wrap=True)
+    err.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,10 @@
 """Baselines that are learned: mixes of the shards' probabilities by weights for all tokens, or by a gate per token.
 
 They are braids without points, with the readouts ``mixture`` and ``gate``: what a braid can do without any exchange
-of states. Both are trained at once, on the same passes through the shards.
+of states. Both learn from the same passes through the shards, the gate by gradients; the weights for all tokens are
+the best that there are for what was seen.
+
+Shapes: R rows whose next token counts, S shards.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
@@ -22,23 +25,24 @@ from braid_fusion.training import (
     Trainer,
     TrainerConfig,
 )
+from braid_orchestrator.evaluation.mixes import global_log_weights
 from braid_orchestrator.evaluation.scoring import GATE, GLOBAL, Predictor, outputs_plan
-from braid_orchestrator.training.braid_pass import read_out, run_to_ends
+from braid_orchestrator.inprocess.whole_lanes import CutWarning
+from braid_orchestrator.training.braid_pass import PassEnds, read_out, run_to_ends
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingBatch, TrainingTexts
 from braid_orchestrator.training.ports import TrainingShard
 from braid_services.fusion.translation import braid_errors
 
-_READOUTS = {GLOBAL: "mixture", GATE: "gate"}
-
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """Each step takes ``batch_size`` windows of ``window`` tokens. With held-out text the best of ten evaluations
-    counts."""
+    """Each step takes ``batch_size`` windows of ``window`` tokens, of which at most ``windows_at_once`` (None: all)
+    are run together. With held-out text the gate's best of ten evaluations counts."""
 
     steps: int = 200
     window: int = 128
     batch_size: int = 8
+    windows_at_once: int | None = None
     learning_rate: float = 1e-2
     seed: int = 0
 
@@ -66,38 +70,45 @@ def fit_readouts(
 
     Raises: InvalidRequestError for texts shorter than a window; BraidError of every kind.
     """
-    stacks = {who: FusionStack(outputs_plan(plan, readout)) for who, readout in _READOUTS.items()}
-    batches = TextBatches(texts.training, options.window, options.batch_size, options.seed)
+    gate = FusionStack(outputs_plan(plan, "gate"))
+    accumulate = -(-options.batch_size // (options.windows_at_once or options.batch_size))
+    batch_size = -(-options.batch_size // accumulate)
+    batches = TextBatches(texts.training, options.window, batch_size, options.seed)
     held_out = None
     if texts.held_out is not None:
-        held_out = EvaluationBatches(texts.held_out, options.window, options.batch_size)
+        held_out = EvaluationBatches(texts.held_out, options.window, batch_size)
+    on_cut = CutWarning()
+    seen: list[Tensor] = []  # (R, S) each: what the shards gave a batch's tokens
 
-    def losses_of(batch: TrainingBatch) -> dict[Predictor, Tensor]:
+    def run(batch: TrainingBatch) -> PassEnds:
         with torch.no_grad():  # without points, nothing in a shard is trained
-            ends = run_to_ends(
+            return run_to_ends(
                 shards,
-                stacks[GATE],
+                gate,
                 batch.token_ids_T,
                 batch.lengths,
                 batch.targets_R,
                 batch.loss_rows_R.tolist(),
+                on_cut=on_cut,
             )
-        return {who: -read_out(stack, ends).target_logprobs.mean() for who, stack in stacks.items()}
 
     def loss_of(batch: TrainingBatch) -> dict[str, Tensor]:
-        losses = losses_of(batch)
-        return {"loss": losses[GLOBAL] + losses[GATE], "tokens": torch.tensor(float(batch.num_targets))}
+        ends = run(batch)
+        seen.append(ends.target_logprobs_RA)
+        loss = -read_out(gate, ends).target_logprobs.mean()
+        return {"loss": loss, "tokens": torch.tensor(float(batch.num_targets))}
 
     def evaluate() -> dict[str, float]:
         total, count = 0.0, 0
         for batch in held_out or ():
             if batch.num_targets:
-                total += float(sum(losses_of(batch).values())) * batch.num_targets
+                total -= float(read_out(gate, run(batch)).target_logprobs.sum())
                 count += batch.num_targets
         return {"loss": total / max(1, count)}
 
     config = TrainerConfig(
         max_steps=options.steps,
+        accumulate=accumulate,
         optimiser=OptimiserConfig(learning_rate=options.learning_rate),
         schedule=ScheduleConfig(warmup=0.05, shape="cosine"),
         evaluate_every=max(1, options.steps // 10) if held_out else 0,
@@ -106,7 +117,7 @@ def fit_readouts(
     )
     with braid_errors():
         trainer: Trainer[TrainingBatch] = Trainer(
-            nn.ModuleList(stacks.values()),
+            gate,
             loss_of,
             batches,
             config,
@@ -114,6 +125,10 @@ def fit_readouts(
             evaluate=evaluate if held_out else None,
         )
         record = trainer.run()
+    mixture = FusionStack(outputs_plan(plan, "mixture"))
+    with torch.no_grad():
+        next(mixture.parameters()).copy_(global_log_weights(torch.cat(seen)))
+    stacks = {GLOBAL: mixture, GATE: gate}
     return Fitted(
         stacks,
         {

@@ -17,6 +17,7 @@ from torch import Tensor
 from braid_rpc.errors import InvalidRequestError
 
 _COUNTS_AT_ONCE = 2**22
+_MAX_SEED = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Resampling:
             values_UK: what each unit adds.
             stratum: a number that tells this text from others, which are drawn by themselves.
         """
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + stratum)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + stratum) % _MAX_SEED)
         num_units = values_UK.shape[0]
         at_once = max(1, _COUNTS_AT_ONCE // num_units)
         parts = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.evaluation.fitting import FitOptions, Fitted, fit_readouts
 from braid_orchestrator.evaluation.intervals import Resampling
-from braid_orchestrator.evaluation.measuring import Cut, check_window, measure_text
+from braid_orchestrator.evaluation.measuring import Cut, check_window, measure_text, rows_at_once
 from braid_orchestrator.evaluation.mixes import check_forgetting
 from braid_orchestrator.evaluation.report import Report, make_report
 from braid_orchestrator.evaluation.scoring import Lineup
@@ -18,8 +18,8 @@ from braid_orchestrator.evaluation.texts import LaneReaders, read_texts
 from braid_orchestrator.evaluation.weights import weights_to_evaluate
 from braid_orchestrator.training.data import ReadingOptions, load_texts
 from braid_orchestrator.training.data.documents import Skipped
+from braid_orchestrator.training.data.origins import in_common
 from braid_orchestrator.training.data.sources import find_source
-from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.reaching import Way
 from braid_rpc.errors import InvalidRequestError
 from braid_services.fusion.main import import_strategies
@@ -63,7 +63,7 @@ def do_evaluation(
     Raises: BraidError of every kind.
     """
     check_forgetting(job.forgetting)
-    _refuse_common_texts(job)
+    _refuse_useless_fit(job)
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config) as reached:
         shards = reached.shards
@@ -75,11 +75,12 @@ def do_evaluation(
         texts = read_texts(job.texts, readers, job.cut.window, job.reading, skipped)
         for line in skipped.lines():
             on_left_out(line)
-        fitted = None
-        if job.fit and len(shards) > 1:
-            fitted = _fit(job, shards, readers, Lineup(shards, stack), on_progress)
-        lineup = Lineup(shards, stack, {} if fitted is None else fitted.stacks, job.forgetting, job.accuracy)
+        lineup = Lineup(shards, stack, {}, job.forgetting, job.accuracy)
         cut = replace(job.cut, max_logit_bytes=_logit_bytes(job, has_foreign=bool(lineup.foreign)))
+        fitted = None
+        if job.fit:
+            fitted = _fit(job, lineup, cut, readers, on_progress, on_left_out)
+            lineup = replace(lineup, learned=fitted.stacks)
         measured = []
         for text in texts:
             name = text.name
@@ -104,10 +105,11 @@ def do_evaluation(
 
 def _fit(
     job: EvaluationJob,
-    shards: Sequence[TrainingShard],
-    readers: LaneReaders,
     lineup: Lineup,
+    cut: Cut,
+    readers: LaneReaders,
     on_progress: OnProgress,
+    on_left_out: OnLeftOut,
 ) -> Fitted:
     texts = load_texts(
         job.fit,
@@ -116,26 +118,33 @@ def _fit(
         held_out_share=_FIT_HELD_OUT,
         options=job.reading,
     )
+    for line in texts.skipped:
+        on_left_out(line)
+    rows = rows_at_once(lineup.shards, replace(cut, window=job.fitting.window))
     return fit_readouts(
-        shards,
+        lineup.shards,
         lineup.plan,
         texts,
-        job.fitting,
+        replace(job.fitting, windows_at_once=rows // job.fitting.window),
         lambda progress: on_progress("fitting the learned mixes", progress.step, job.fitting.steps),
     )
 
 
-def _refuse_common_texts(job: EvaluationJob) -> None:
+def _refuse_useless_fit(job: EvaluationJob) -> None:
     if not job.fit:
         return
+    if len(job.config.shards) < 2:
+        raise InvalidRequestError(
+            f"fit: got {job.fit[0]} to fit mixes on and one shard, {job.config.shards[0].name!r}, expected several"
+        )
     evaluated, fitted = (
-        {name for spec in specs for name in find_source(spec, job.reading).origins}
+        [origin for spec in specs for origin in find_source(spec, job.reading).origins]
         for specs in (job.texts, job.fit)
     )
-    common = sorted(evaluated & fitted)
-    if common:
+    common = in_common(evaluated, fitted)
+    if common is not None:
         raise InvalidRequestError(
-            f"{common[0]}: got a text that is to be fitted on and evaluated on, expected one of them"
+            f"{common}: got a text that is to be fitted on and evaluated on, expected one of them"
         )
 
 

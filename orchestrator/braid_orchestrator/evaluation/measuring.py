@@ -101,12 +101,12 @@ def measure_text(
         if on_windows is not None:
             on_windows(done, total)
 
-    for batch in readings[0].batches(_rows_at_once(lineup.shards, cut)):
+    for batch in readings[0].batches(rows_at_once(lineup.shards, cut)):
         note(score_windows(lineup, batch.ids_T, batch.lengths, batch.targets_T), readings[0], batch.places_T)
         advance(len(batch.lengths))
     for index, windows in zip(lineup.foreign, readings[1:], strict=True):
         shard = lineup.shards[index]
-        for batch in windows.batches(_rows_at_once([shard], cut)):
+        for batch in windows.batches(rows_at_once([shard], cut)):
             own = score_alone(shard, batch.ids_T, batch.lengths, batch.targets_T, accuracy=lineup.accuracy)
             note({lineup.of_shard(index): own}, windows, batch.places_T)
             advance(len(batch.lengths))
@@ -122,7 +122,7 @@ def measure_shard(shard: TrainingShard, lane: LaneText, cut: Cut, max_windows: i
     def score(ids_T: Tensor, lengths: Sequence[int], targets_T: Tensor) -> dict[Predictor, Scores]:
         return {who: score_alone(shard, ids_T, lengths, targets_T, accuracy=False)}
 
-    cut = replace(cut, max_rows=_rows_at_once([shard], cut))
+    cut = replace(cut, max_rows=rows_at_once([shard], cut))
     return measure_scores(score, lane, cut, max_windows)[who]
 
 
@@ -182,6 +182,22 @@ def check_window(shards: Sequence[TrainingShard], window: int) -> None:
         )
 
 
+def rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
+    """So many may be run at once. Raises: ContextLengthError; FrameError where not even one window's results fit."""
+    check_window(shards, cut.window)
+    rows = max(cut.max_rows, cut.window)
+    for shard in shards:
+        row_bytes = (shard.card.vocab_size + shard.card.width) * getattr(torch, shard.card.dtype).itemsize
+        rows = min(rows, cut.max_logit_bytes // row_bytes)
+        if rows < cut.window:
+            raise FrameError(
+                f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
+                f"{cut.window * row_bytes} bytes, expected at most {cut.max_logit_bytes}; take smaller windows, or "
+                "let the shards have a larger max_message_bytes and training_bytes"
+            )
+    return rows
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Rows of several windows, the tokens behind them, and the places of these in the corpus."""
@@ -227,19 +243,3 @@ def _unit_ends(lane: LaneText, windows: _Windows, unit: UnitKind) -> Tensor:
     """Where the units end on the text's axis of bytes, ascending."""
     places = windows.begins + windows.lengths if unit == "window" else lane.corpus.bounds[1:] - 1
     return lane.ends_N[places].contiguous()
-
-
-def _rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
-    """Raises: ContextLengthError; FrameError where not even one window's results fit."""
-    check_window(shards, cut.window)
-    rows = max(cut.max_rows, cut.window)
-    for shard in shards:
-        row_bytes = (shard.card.vocab_size + shard.card.width) * getattr(torch, shard.card.dtype).itemsize
-        rows = min(rows, cut.max_logit_bytes // row_bytes)
-        if rows < cut.window:
-            raise FrameError(
-                f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
-                f"{cut.window * row_bytes} bytes, expected at most {cut.max_logit_bytes}; take smaller windows, or "
-                "let the shards have a larger max_message_bytes and training_bytes"
-            )
-    return rows

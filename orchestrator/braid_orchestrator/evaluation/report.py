@@ -96,11 +96,15 @@ def make_report(
 
 # Columns of sums.
 _BITS, _BYTES, _TOKENS, _HITS = range(4)
+_ENOUGH_TELLING = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sample:
-    """Sums over all units of a text, (4,) for each predictor, and over resamples of them, (B, 4); None: one unit."""
+    """Sums over all units of a text, (4,) for each predictor, and over resamples of them, (B, 4); None: one unit.
+
+    Where units are few and some of them empty, a resample may hold nothing of somebody's. It tells nothing of anybody
+    then; where that is so of most, there are no intervals."""
 
     name: str
     unit: str
@@ -167,10 +171,17 @@ class _Sample:
 
     def _ratio(self, who: Predictor, above: int, below: int) -> tuple[float, Tensor | None]:
         sums_4 = self.sums[who]
-        drawn_B4 = None if self.resampled is None else self.resampled[who]
-        # A resample may hold no byte at all where units are few and some of them empty.
-        drawn_B = None if drawn_B4 is None else drawn_B4[:, above] / drawn_B4[:, below].clamp_min(1e-9)
+        drawn_B = None
+        if self.resampled is not None and (telling_B := self._telling()) is not None:
+            drawn_B4 = self.resampled[who][telling_B]
+            drawn_B = drawn_B4[:, above] / drawn_B4[:, below]
         return float(sums_4[above] / sums_4[below]), drawn_B
+
+    def _telling(self) -> Tensor | None:
+        """(B,) which resamples hold something of everybody's; None: too few."""
+        drawn_PB4 = torch.stack(list((self.resampled or {}).values()))
+        telling_B = (drawn_PB4[..., _BYTES] > 0).all(0) & (drawn_PB4[..., _TOKENS] > 0).all(0)
+        return telling_B if float(telling_B.double().mean()) > _ENOUGH_TELLING else None
 
 
 def _columns(sums: UnitSums) -> Tensor:

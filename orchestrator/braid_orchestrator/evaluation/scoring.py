@@ -24,6 +24,7 @@ from braid_orchestrator.evaluation.mixes import (
     posterior_log_weights,
     uniform_log_weights,
 )
+from braid_orchestrator.inprocess.whole_lanes import CutWarning, OnCut
 from braid_orchestrator.training.braid_pass import PassOutput, read_out, run_pass, run_to_ends
 from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.training import HeadInputs, SpanInputs
@@ -58,13 +59,15 @@ class Scores:
 @dataclass(frozen=True, slots=True, eq=False)
 class Lineup:
     """All who are compared: the shards of a braid, its modules ``stack``, and ``learned`` readouts without points
-    (see `fitting`). ``accuracy``: tell hits too, for which shards send their logits."""
+    (see `fitting`). ``accuracy``: tell hits too, for which shards send their logits. ``on_cut`` is told of windows
+    that are run in parts, because they take more of another shard's tokens than its context."""
 
     shards: Sequence[TrainingShard]
     stack: FusionStack
     learned: Mapping[Predictor, FusionStack] = field(default_factory=dict)
     forgetting: float = 1.0
     accuracy: bool = True
+    on_cut: OnCut = field(default_factory=CutWarning)
     outputs: FusionStack = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +117,13 @@ def score_windows(
     plan, several = lineup.plan, len(lineup.shards) > 1
     scores: dict[Predictor, Scores] = {}
     ends = run_to_ends(
-        lineup.shards, lineup.outputs, token_ids_T, lengths, targets_T, want_logits=lineup.accuracy
+        lineup.shards,
+        lineup.outputs,
+        token_ids_T,
+        lengths,
+        targets_T,
+        want_logits=lineup.accuracy,
+        on_cut=lineup.on_cut,
     )
     own_TS = ends.target_logprobs_RA
     hits_TS = None
@@ -135,7 +144,13 @@ def score_windows(
             scores[who] = _scores(read_out(stack, ends), targets_T, lineup.accuracy)
         scores[ORACLE] = Scores(oracle_logprobs(own_TS), None if hits_TS is None else hits_TS.any(-1))
     braid = run_pass(
-        lineup.shards, lineup.stack, token_ids_T, lengths, targets_T, want_log_probs=lineup.accuracy
+        lineup.shards,
+        lineup.stack,
+        token_ids_T,
+        lengths,
+        targets_T,
+        want_log_probs=lineup.accuracy,
+        on_cut=lineup.on_cut,
     )
     scores[BRAID] = _scores(braid, targets_T, lineup.accuracy)
     return scores

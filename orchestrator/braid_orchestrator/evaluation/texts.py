@@ -23,7 +23,12 @@ from braid_fusion.plan import BraidPlan
 from braid_orchestrator.inprocess.whole_lanes import Reader
 from braid_orchestrator.training.data import DocumentEncoder, TokenCorpus, encode_source
 from braid_orchestrator.training.data.documents import Document, Skipped
-from braid_orchestrator.training.data.sources import MemorySource, ReadingOptions, find_source
+from braid_orchestrator.training.data.sources import (
+    MemorySource,
+    ReadingOptions,
+    find_source,
+    refuse_taken_twice,
+)
 from braid_rpc.errors import InvalidRequestError
 
 ALL_TEXTS = "all together"
@@ -125,11 +130,13 @@ def read_texts(
     """
     if not specs:
         raise InvalidRequestError("text: got none, expected at least one file, folder or data set")
-    twice = [spec for index, spec in enumerate(specs) if spec in (*specs[:index], ALL_TEXTS)]
-    if twice:
-        raise InvalidRequestError(f"text: got {twice[0]!r} twice, expected different ones")
+    if ALL_TEXTS in specs:
+        raise InvalidRequestError(
+            f"text: got {ALL_TEXTS!r}, expected another name: it stands for all of them"
+        )
     skipped = Skipped() if skipped is None else skipped
     sources = [find_source(spec, options or ReadingOptions()) for spec in specs]
+    refuse_taken_twice(sources)
     return [readers.read(source.spec, source.documents(skipped), window, skipped) for source in sources]
 
 

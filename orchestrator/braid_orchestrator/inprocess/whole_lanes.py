@@ -5,6 +5,7 @@ Shapes: T packed rows of a lane, R logit rows of the anchor, U a shard's vocabul
 
 from __future__ import annotations
 
+import logging
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -27,9 +28,27 @@ from braid_rpc.errors import ContextLengthError
 
 OnCut = Callable[[int], None]
 
+_log = logging.getLogger(__name__)
 _KEPT_LANES = 8
 _lanes_of_plans: OrderedDict[tuple[object, ...], Lanes] = OrderedDict()
 _lanes_lock = threading.Lock()
+
+
+class CutWarning:
+    """Says that a sequence is run in parts, the first time that one is."""
+
+    def __init__(self) -> None:
+        self._has_warned = False
+
+    def __call__(self, length: int) -> None:
+        """Told of every one."""
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "a window of %d tokens takes more tokens of another shard's tokenizer than its context: it is run in "
+                "parts, as others will be; a shorter window keeps more of its context",
+                length,
+            )
 
 
 class Reader(Protocol):

@@ -5,7 +5,6 @@ Shapes: T packed rows, R rows whose next token counts, S shards.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
+from braid_orchestrator.inprocess.whole_lanes import CutWarning
 from braid_orchestrator.training.braid_pass import run_pass
 from braid_orchestrator.training.ports import TrainingShard
 from braid_rpc.errors import UnsupportedModelError
 from braid_rpc.training import SpanInputs
-
-_log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
@@ -50,7 +48,7 @@ def braid_loss(shards: Sequence[TrainingShard], stack: FusionStack) -> Callable[
         "tokens", and each shard's mean weight in the readout under "weight/NAME" where the readout weighs. A
         sequence that another shard's tokenizer makes longer than its context is run in parts.
     """
-    warn_once = _WarnOnce()
+    on_cut = CutWarning()
 
     def loss_of(batch: Batch) -> dict[str, Tensor]:
         rows = batch.loss_rows_R.tolist()
@@ -62,7 +60,7 @@ def braid_loss(shards: Sequence[TrainingShard], stack: FusionStack) -> Callable[
             batch.lengths,
             batch.targets_R,
             None if every_row else rows,
-            on_cut=warn_once,
+            on_cut=on_cut,
         )
         figures = {
             "loss": -output.target_logprobs.mean(),
@@ -75,22 +73,6 @@ def braid_loss(shards: Sequence[TrainingShard], stack: FusionStack) -> Callable[
         return figures
 
     return loss_of
-
-
-class _WarnOnce:
-    """Says that a window is run in parts, the first time that one is."""
-
-    def __init__(self) -> None:
-        self._has_warned = False
-
-    def __call__(self, length: int) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "a window of %d tokens takes more tokens of another shard's tokenizer than its context: it is run in "
-                "parts, as others will be; a shorter window keeps more of its context",
-                length,
-            )
 
 
 def check_shards(shards: Sequence[TrainingShard], plan: BraidPlan) -> None:

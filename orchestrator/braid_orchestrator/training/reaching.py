@@ -18,7 +18,7 @@ from braid_orchestrator.state.store import StateStore
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.remote import RemoteTrainingShard
-from braid_rpc.errors import UnavailableError
+from braid_rpc.errors import ConfigError, UnavailableError
 from braid_services.shard.backend import ShardBackend
 
 Resolver = Callable[[], str]
@@ -142,11 +142,15 @@ class _Turns:
 def serve_places(config: BraidConfig, application: str) -> dict[str, Resolver]:
     """The replicas of a Ray Serve application on the cluster that this machine is part of.
 
-    Raises: UnavailableError if there is no cluster or no such application.
+    Raises: UnavailableError if there is no cluster or no such application; ConfigError without Ray Serve.
     """
-    import ray
-    from ray import serve
-
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ConfigError(
+            f"Ray: not installed ({error}), expected the extra `serve`: pip install 'braid[serve]'"
+        ) from error
     from braid_orchestrator.serve_app import replica_resolver
 
     if not ray.is_initialized():

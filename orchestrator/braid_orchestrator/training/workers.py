@@ -15,15 +15,18 @@ from braid_fusion.training import ProcessPeers
 from braid_fusion.training.interrupt import stop_on_interrupt
 from braid_fusion.training.progress_bar import ProgressBar
 from braid_orchestrator.training import worker_files
+from braid_orchestrator.training.data import hub
 from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome
 from braid_orchestrator.training.storing import storage_errors
-from braid_rpc.errors import BraidError, CapacityError, UnavailableError
+from braid_rpc.errors import BraidError, CapacityError, ConfigError, UnavailableError
 from braid_services.fusion.translation import braid_errors
 
 WORKER_CPUS = 0.5
 # For CPUs that somebody has just let go of: the cluster takes a moment to know of it.
 _ROOM_PATIENCE_S = 5.0
+# For the first worker, who evaluates alone. Ray ends the others if it dies.
+_PATIENCE_S = 7 * 24 * 3600
 
 
 def do_job_with_workers(
@@ -40,12 +43,17 @@ def do_job_with_workers(
     the first worker's steps; None: where standard error is a terminal. ``on_left_out`` is told here what of the texts
     was left out.
 
-    Raises: BraidError, with what a worker raised; CapacityError if too few CPUs are free for them; UnavailableError
-        if Ray can't start them; StorageError if the run's folder cannot be written.
+    Raises: BraidError, with what a worker raised; ConfigError without Ray Train; CapacityError if too few CPUs are
+        free for them; UnavailableError if Ray can't start them; StorageError if the run's folder cannot be written.
     """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    try:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except ImportError as error:
+        raise ConfigError(
+            f"workers: no Ray Train ({error}), expected the extra `workers`: pip install 'braid[workers]'"
+        ) from error
 
     folder = job.folder.resolve()
     with storage_errors(folder):
@@ -71,7 +79,7 @@ def do_job_with_workers(
                 )
             },
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": WORKER_CPUS}),
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=TorchConfig(backend="gloo", timeout_s=_PATIENCE_S),
             run_config=RunConfig(
                 name="workers",
                 storage_path=str(folder / "ray"),
@@ -164,7 +172,14 @@ def _work(config: dict[str, Any]) -> None:
 
 def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Workers have a working folder of their own."""
-    return tuple(str(Path(text).resolve()) if Path(text).exists() else text for text in texts)
+
+    def absolute(text: str) -> str:
+        folder = hub.folder_of(text) if text.startswith(hub.PREFIX) else text
+        if folder is None or not Path(folder).exists():
+            return text
+        return text.replace(folder, str(Path(folder).resolve()), 1)
+
+    return tuple(absolute(text) for text in texts)
 
 
 def _cause(error: BaseException) -> BaseException:

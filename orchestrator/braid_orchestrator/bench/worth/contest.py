@@ -55,12 +55,14 @@ LORA = "LoRA on the best single"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecipe:
-    """``learning_rate`` is of fusion modules and readouts, ``lora_learning_rate`` of LoRA; both were chosen on
-    validation text of one seed."""
+    """``learning_rate`` is of fusion modules and gates, ``lora_learning_rate`` of LoRA; both were chosen on
+    validation text of one seed. ``mixture_learning_rate`` is of weights for all tokens, which have a long way to go
+    where one model is hardly ever better."""
 
     num_steps: int = 300
     learning_rate: float = 5e-3
     lora_learning_rate: float = 1e-2
+    mixture_learning_rate: float = 0.1
     weight_decay: float = 0.01
     window: int = 256
     windows_per_step: int = 4
@@ -191,7 +193,9 @@ class Contest:
         backends = self.pair.backends(contestant.partner)
         shards = self.shards(backends)
         stack = self.build(contestant, backends)
-        config = self.training.config(self.training.learning_rate, self.seed)
+        is_mixture = contestant.readout == "mixture"
+        rate = self.training.mixture_learning_rate if is_mixture else self.training.learning_rate
+        config = self.training.config(rate, self.seed)
         windows = self._windows(self.tokens)
         if contestant.has_history:
             gate = HistoryGate(shards, stack)

@@ -59,11 +59,18 @@ class KeyTrainingRecipe:
     learning_rate: float = 1e-3
     readout_learning_rate: float = 3e-3
     lora_learning_rate: float = 3e-3
+    mixture_learning_rate: float = 0.1
     weight_decay: float = 0.01
     step_exercises: int = 96
     mix: tuple[float, float, float] = (0.5, 0.25, 0.25)
     fusion_width: int = 128
     dropout: float = 0.4
+
+    def rate_of(self, contestant: StackContestant) -> float:
+        """What is matched already learns slowly; weights for all tokens have a long way to go."""
+        if contestant.is_matched:
+            return self.learning_rate
+        return self.mixture_learning_rate if contestant.readout == "mixture" else self.readout_learning_rate
 
     def config(self, num_steps: int, learning_rate: float, seed: int) -> TrainerConfig:
         """AdamW with warm-up and a cosine."""
@@ -136,7 +143,7 @@ class KeyContest:
         if contestant.is_trained:
             loss_of = braid_loss(shards, stack)
             num_steps = training.num_steps + (0 if contestant.is_matched else training.match_steps)
-            rate = training.learning_rate if contestant.is_matched else training.readout_learning_rate
+            rate = training.rate_of(contestant)
             config = training.config(num_steps, rate, self.tasks.seed)
             batches = self._exercises()
             Trainer(stack, lambda exercises: loss_of(pack(exercises, reading)), batches, config).run()

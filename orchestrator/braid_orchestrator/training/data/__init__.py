@@ -4,6 +4,7 @@
 |---|---|
 | `documents` | one text, or a prompt with its completion, and which fields of a record say which |
 | `files`, `json_lines`, `hub` | documents out of text files, of JSON lines, of data sets of the `datasets` library |
+| `origins` | where a text comes from, so that none is taken twice |
 | `sources` | which of these a user's word for a text means |
 | `long_text` | a text too long to be tokenized at once |
 | `encoding` | documents as the anchor's token ids |

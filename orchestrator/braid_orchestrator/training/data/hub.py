@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from braid_orchestrator.training.data.documents import Document, document_of, fields_of_document
+from braid_orchestrator.training.data.origins import Origin
 from braid_rpc.errors import BraidError, ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 
 PREFIX = "hf:"
 FORM = "hf:NAME[@CONFIG][:SPLIT[:FIELD]]"
-_DEFAULT_SPLIT = "train"
+_DEFAULT_SPLIT, _ALL_SPLITS = "train", "all"
 # A split may be sliced, with a colon of its own: train[:1000].
 _SPEC = re.compile(
     r"hf:(?P<name>[^:@]+)(?:@(?P<config>[^:]+))?"
@@ -23,10 +25,10 @@ _SPEC = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """One split of a data set, on this machine and not in memory. ``origin`` is ``spec`` without the field."""
+    """One split of a data set, or a part of it, on this machine and not in memory."""
 
     spec: str
-    origin: str
+    origins: frozenset[Origin]
     rows: Any
     fields: tuple[str, ...]
 
@@ -62,8 +64,31 @@ def open_dataset(spec: str, field: str | None) -> DatasetRows:
     except failures as error:
         raise _refusal(spec, error) from error
     fields = fields_of_document(rows.column_names, match["field"] or field, spec)
-    origin = f"{PREFIX}{match['name']}@{match['config'] or ''}:{split}"
-    return DatasetRows(spec, origin, rows.select_columns(list(fields)), fields)
+    return DatasetRows(
+        spec, _origins(library, match["name"], rows, split), rows.select_columns(list(fields)), fields
+    )
+
+
+def folder_of(spec: str) -> str | None:
+    """The data set's folder on this machine, as it is named in ``spec``; None: the name is one on the hub."""
+    match = _SPEC.fullmatch(spec)
+    return match["name"] if match is not None and Path(match["name"]).exists() else None
+
+
+def _origins(library: ModuleType, name: str, rows: Any, split: str) -> frozenset[Origin]:
+    """Which rows of which splits; a split may be sliced, and several joined by a plus. Where nobody says how many
+    rows splits have, the word itself."""
+    name = str(Path(name).resolve()) if Path(name).exists() else name
+    whole = {one: info.num_examples for one, info in (rows.info.splits or {}).items()}
+    prefix = f"{PREFIX}{name}@{rows.info.config_name}"
+    if not whole:
+        return frozenset([Origin(f"{prefix}:{split}")])
+    if split == _ALL_SPLITS:
+        parts = [(one, 0, size) for one, size in whole.items()]
+    else:
+        instruction = library.ReadInstruction.from_spec(split)
+        parts = [(part.splitname, part.from_, part.to) for part in instruction.to_absolute(whole)]
+    return frozenset(Origin(f"{prefix}:{one}", begin, end) for one, begin, end in parts)
 
 
 def _library(spec: str) -> ModuleType:

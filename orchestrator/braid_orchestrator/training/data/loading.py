@@ -9,7 +9,13 @@ from braid_orchestrator.training.data.corpus import TokenCorpus
 from braid_orchestrator.training.data.documents import Skipped
 from braid_orchestrator.training.data.encoding import DocumentEncoder, OnProgress, encode_source
 from braid_orchestrator.training.data.held_out import split_corpus
-from braid_orchestrator.training.data.sources import ReadingOptions, TextSource, find_source
+from braid_orchestrator.training.data.origins import in_common
+from braid_orchestrator.training.data.sources import (
+    ReadingOptions,
+    TextSource,
+    find_source,
+    refuse_taken_twice,
+)
 from braid_rpc.errors import InvalidRequestError
 
 
@@ -51,6 +57,7 @@ def load_texts(
     sources, held_out_sources = (
         [find_source(spec, options) for spec in specs] for specs in (texts, held_out)
     )
+    refuse_taken_twice(sources)
     _refuse_common_texts(sources, held_out_sources)
     skipped: list[str] = []
 
@@ -77,9 +84,9 @@ def load_texts(
 
 
 def _refuse_common_texts(texts: Sequence[TextSource], held_out: Sequence[TextSource]) -> None:
-    trained, kept = ({name for source in many for name in source.origins} for many in (texts, held_out))
-    common = sorted(trained & kept)
-    if common:
+    trained, kept = ((one for source in many for one in source.origins) for many in (texts, held_out))
+    common = in_common(trained, kept)
+    if common is not None:
         raise InvalidRequestError(
-            f"{common[0]}: got a text that is to be trained on and held out, expected one of them"
+            f"{common}: got a text that is to be trained on and held out, expected one of them"
         )

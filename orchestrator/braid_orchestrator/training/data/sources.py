@@ -11,6 +11,7 @@ from braid_orchestrator.training.data import hub
 from braid_orchestrator.training.data.documents import Document, Skipped
 from braid_orchestrator.training.data.files import TEXT_SUFFIXES, files_in, read_file, read_found
 from braid_orchestrator.training.data.json_lines import JSON_LINES_SUFFIXES, read_json_lines
+from braid_orchestrator.training.data.origins import Origin, taken_twice
 from braid_rpc.errors import InvalidRequestError, NotFoundError
 
 
@@ -44,8 +45,8 @@ class TextSource(Protocol):
         ...
 
     @property
-    def origins(self) -> frozenset[str]:
-        """What is read, named alike however the user has put it."""
+    def origins(self) -> frozenset[Origin]:
+        """What is read; see `origins`."""
         ...
 
     def documents(self, skipped: Skipped) -> Iterator[Document]:
@@ -64,9 +65,9 @@ class FileSource:
     field: str | None
 
     @property
-    def origins(self) -> frozenset[str]:
+    def origins(self) -> frozenset[Origin]:
         """Paths."""
-        return frozenset(str(path.resolve()) for path in self.files)
+        return frozenset(Origin(str(path.resolve())) for path in self.files)
 
     def documents(self, skipped: Skipped) -> Iterator[Document]:
         """A document for each text file and for each record of JSON lines."""
@@ -96,9 +97,9 @@ class DatasetSource:
         return self.rows.size
 
     @property
-    def origins(self) -> frozenset[str]:
-        """The split."""
-        return frozenset([self.rows.origin])
+    def origins(self) -> frozenset[Origin]:
+        """Rows of splits."""
+        return self.rows.origins
 
     def documents(self, skipped: Skipped) -> Iterator[Document]:
         """A document for each row."""
@@ -118,7 +119,7 @@ class MemorySource:
         return sum(document.size for document in self.given)
 
     @property
-    def origins(self) -> frozenset[str]:
+    def origins(self) -> frozenset[Origin]:
         """Nowhere."""
         return frozenset()
 
@@ -150,3 +151,10 @@ def find_source(spec: str, options: ReadingOptions) -> TextSource:
     except OSError as error:
         raise InvalidRequestError(f"{spec}: cannot be read: {error}") from error
     return FileSource(spec, files, size, path.is_dir(), options.field)
+
+
+def refuse_taken_twice(sources: Sequence[TextSource]) -> None:
+    """Raises: InvalidRequestError for a text, or a part of one, that is in two sources."""
+    twice = taken_twice(source.origins for source in sources)
+    if twice is not None:
+        raise InvalidRequestError(f"{twice}: got a text that is named twice, expected each once")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from braid_orchestrator.cli.console import tell_left_out
 from braid_orchestrator.cli.main import app
 
 COMMANDS = (
@@ -81,3 +82,8 @@ def test_asking_for_help_needs_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_path_in_brackets_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_left_out("app/[slug]/[/old]: no text")
+    assert capsys.readouterr().err == "left out: app/[slug]/[/old]: no text\n"

@@ -69,3 +69,10 @@ def test_many_units_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, float], named: str) -> None:
     with pytest.raises(InvalidRequestError, match=named):
         Resampling(**options)  # type: ignore[arg-type]
+
+
+def test_a_time_stamp_is_a_seed() -> None:
+    values = torch.rand(10, 1)
+    late = Resampling(20, seed=20_240_612_153_000).sums(values)
+    assert torch.equal(late, Resampling(20, seed=20_240_612_153_000).sums(values))
+    assert not torch.equal(late, Resampling(20, seed=2**63 - 1).sums(values, stratum=3))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from braid_orchestrator.evaluation.mixes import (
+    global_log_weights,
     oracle_logprobs,
     posterior_log_weights,
     uniform_log_weights,
@@ -55,6 +56,22 @@ def test_forgetting_fades_what_was_long_ago() -> None:
     for wrong in (0.0, 1.5, math.nan):
         with pytest.raises(InvalidRequestError, match="forgetting: got"):
             posterior_log_weights(own, (4,), wrong)
+
+
+def test_global_weights_are_the_best_that_there_are() -> None:
+    own = own_logprobs()[:, :2]
+    weights = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1]
+    every = torch.stack([weights, 1 - weights], dim=1).log()
+    losses = -(every[:, None] + own).logsumexp(-1).mean(-1)
+    found = global_log_weights(own)
+    assert float(found.exp().sum()) == pytest.approx(1.0)
+    assert float(-(found + own).logsumexp(-1).mean()) == pytest.approx(float(losses.min()), abs=1e-5)
+    assert float(found.exp()[0]) == pytest.approx(float(weights[losses.argmin()]), abs=0.01)
+
+
+def test_of_a_shard_that_is_always_better_the_others_take_nothing() -> None:
+    own = torch.tensor([[-2.0, -6.0]]).expand(50, -1)
+    assert float(global_log_weights(own).exp()[0]) > 0.9999
 
 
 def test_the_oracle_is_at_least_as_good_as_anyone() -> None:

@@ -80,3 +80,26 @@ def test_a_picture_is_drawn_with_and_without_accuracy(tmp_path: Path) -> None:
     for name, shown in (("all", report()), ("bits", report(hits=False)), ("single", report(units=1))):
         plot_report(shown, tmp_path / "new" / f"{name}.png")
         assert (tmp_path / "new" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def only_in(unit: int) -> UnitSums:
+    """Of a shard to which the other documents are one token each: those have nothing before them and don't count."""
+    bytes_U = torch.zeros(5, dtype=torch.float64)
+    bytes_U[unit] = 10.0
+    return UnitSums(2 * bytes_U, bytes_U, bytes_U / 5, 0 * bytes_U)
+
+
+def test_a_resample_without_a_byte_of_somebody_tells_nothing() -> None:
+    rows = {A: only_in(0), BRAID: sums(15.0, 16.0, 17.0, 18.0, 19.0)}
+    (text,) = make_report([MeasuredText("text", "document", 5, rows)], Resampling(200)).texts
+    alone = text.row("braid", "shard").bits_per_byte
+    assert (alone.value, alone.low, alone.high) == pytest.approx((2.0, 2.0, 2.0))
+    to_best = text.row("braid", "braid").to_best_shard.relative
+    assert -0.3 < to_best.low < to_best.value < to_best.high < 0.0
+
+
+def test_where_most_resamples_tell_nothing_there_is_no_interval() -> None:
+    rows = {A: only_in(0), B: only_in(1), BRAID: sums(15.0, 16.0, 17.0, 18.0, 19.0)}
+    (text,) = make_report([MeasuredText("text", "document", 5, rows)], Resampling(200)).texts
+    assert all(row.bits_per_byte.low is None for row in text.rows)
+    assert text.row("b").to_braid.relative.value == pytest.approx(2.0 / 1.7 - 1.0)

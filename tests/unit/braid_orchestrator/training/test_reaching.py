@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
-from braid_orchestrator.training.reaching import _Turns
-from braid_rpc.errors import UnavailableError
+from braid_orchestrator.training.reaching import _Turns, serve_places
+from braid_rpc.errors import ConfigError, UnavailableError
 
 
 class Replicas:
@@ -40,3 +42,9 @@ def test_what_is_registered_counts_when_it_is_asked() -> None:
     replicas.registered = []
     with pytest.raises(UnavailableError, match="no replica is registered"):
         turns()
+
+
+def test_without_ray_serve_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'braid\[serve\]'"):
+        serve_places(cast(Any, None), "braid")

@@ -11,7 +11,7 @@ from braid_rpc.errors import StorageError
 
 
 def test_what_the_folder_refuses_is_told_as_that(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written.*no checkpoint yet"), storage_errors(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot be written.*no checkpoint yet"), storage_errors(tmp_path):
         (tmp_path / "no" / "file").write_text("")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +20,7 @@ from braid_orchestrator.training import workers
 from braid_orchestrator.training.job import TrainingJob
 from braid_orchestrator.training.reaching import Way
 from braid_orchestrator.training.worker_files import LeftOutReader, LeftOutWriter
-from braid_rpc.errors import BraidError, ConflictError, InvalidRequestError, UnavailableError
+from braid_rpc.errors import BraidError, ConfigError, ConflictError, InvalidRequestError, UnavailableError
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,24 @@ def test_each_line_of_what_was_left_out_is_told_once(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '"half a li')
     read()
     assert told == ["1 left out: ü", "two\nlines"]
+
+
+def test_workers_find_what_is_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a working folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "verses").mkdir()
+    named = ("verses", "hf:verses:test[:2]", "hf:./verses@default", "hf:someone/verses", "none.txt")
+    here = str(tmp_path.resolve())
+    assert workers._absolute(named) == (
+        f"{here}/verses",
+        f"hf:{here}/verses:test[:2]",
+        f"hf:{here}/verses@default",
+        "hf:someone/verses",
+        "none.txt",
+    )
+
+
+def test_without_ray_train_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.train", None)
+    with pytest.raises(ConfigError, match=r"pip install 'braid\[workers\]'"):
+        workers.do_job_with_workers(cast(Any, None), 2)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from braid_orchestrator.training.data.documents import Skipped
-from braid_orchestrator.training.data.hub import open_dataset
+from braid_orchestrator.training.data.hub import folder_of, open_dataset
+from braid_orchestrator.training.data.origins import in_common, taken_twice
 from braid_orchestrator.training.data.sources import ReadingOptions, find_source
 from braid_rpc.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 
@@ -68,11 +69,26 @@ def test_parquet_and_prompts_are_read(tmp_path: Path) -> None:
 
 def test_one_split_is_known_by_whatever_name(folder: Path) -> None:
     names = {f"hf:{folder}", f"hf:{folder}:train", f"hf:{folder}:train:text"}
+    names |= {"hf:verses", "hf:./verses", f"hf:{folder}@default"}
     assert len({find_source(name, ReadingOptions()).origins for name in names}) == 1
-    assert (
-        find_source(f"hf:{folder}:test", ReadingOptions()).origins
-        != open_dataset(f"hf:{folder}", None).origin
-    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_common"),
+    [
+        ("train", "test", False),
+        ("train", "train[:2]", True),
+        ("train[:3]", "train[2:]", True),
+        ("train[:60%]", "train[60%:]", False),
+        ("train[-1:]", "train[:4]", False),
+        ("test+train[:1]", "test[1:]", True),
+        ("all", "test[1:]", True),
+    ],
+)
+def test_parts_of_a_split_are_told_apart(folder: Path, one: str, other: str, is_common: bool) -> None:
+    some, others = (open_dataset(f"hf:{folder}:{split}", None).origins for split in (one, other))
+    assert (in_common(some, others) is not None) == is_common == (in_common(others, some) is not None)
+    assert (taken_twice([some, others]) is not None) == is_common
 
 
 @pytest.mark.parametrize(
@@ -119,3 +135,9 @@ def test_rows_of_a_hub_are_read_like_any(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert texts("hf:owner/poems@short:train[:10%]") == ["a", "b"]
     assert asked == [("owner/poems", "short", "train[:10%]")]
+
+
+def test_a_folder_is_told_from_a_name_on_the_hub(folder: Path) -> None:
+    assert folder_of("hf:verses@default:train[:2]") == "verses"
+    assert folder_of(f"hf:{folder}") == str(folder)
+    assert folder_of("hf:someone/else") is None and folder_of("hf:a:b:c:d") is None

@@ -64,7 +64,7 @@ def test_prompts_make_documents_be_kept_whole(folder: Path) -> None:
 def test_what_was_left_out_is_told_by_text(folder: Path) -> None:
     (folder / "c.txt").write_bytes(b"\xff")
     (folder / "e.txt").write_bytes(b"")
-    loaded = load(folder, folder / "a.txt", options=ReadingOptions(suffixes=(".txt",)))
+    loaded = load(folder, options=ReadingOptions(suffixes=(".txt",)))
     assert [line.partition(";")[0] for line in loaded.skipped] == [
         "1 left out: files that are not text in UTF-8",
         "1 left out: texts without a token",
@@ -90,6 +90,15 @@ def test_all_names_are_looked_up_before_anything_is_read(folder: Path) -> None:
 def test_a_text_is_not_trained_on_and_held_out(folder: Path, kept: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"a.txt: got a text that is to be trained on and held out"):
         load(folder / "a.txt", held_out=(folder / kept.format(folder.name),))
+
+
+@pytest.mark.parametrize("again", ["a.txt", "../{}/a.txt", "."])
+def test_a_text_is_not_taken_twice(folder: Path, again: str) -> None:
+    """Else what is held out of one would be trained on in the other."""
+    with pytest.raises(
+        InvalidRequestError, match=r"a.txt: got a text that is named twice, expected each once"
+    ):
+        load(folder / "a.txt", folder / again.format(folder.name), held_out_share=0.1)
 
 
 def test_an_empty_file_is_refused(folder: Path) -> None:
