@@ -162,7 +162,6 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path:
         (("--text", tmp_path / "nothing.txt"), 2, "nothing.txt: no such file"),
         ((*one, "--text", f"{tmp_path}/./one.txt"), 2, "one.txt: got a text that is named twice"),
         (("--text", "all together"), 2, "got 'all together', expected another name"),
-        ((*one, "--seed", 2**63), 2, "2**63"),
         ((*one, "--fit", tmp_path / "one.txt"), 2, "fitted on and evaluated on"),
         ((*one, "--fit", tmp_path / "blank.txt"), 2, "blank.txt: got"),
         ((*one, "--window", "300"), 2, "window: got 300 tokens, expected at most 256, the context of shard"),
