@@ -201,6 +201,16 @@ def test_gradcheck_through_real_grpc_in_float64() -> None:
         assert torch.autograd.gradcheck(whole, parameters, fast_mode=True)
 
 
+@pytest.mark.parametrize("readout", ["anchor", "gate"])
+def test_second_derivatives_are_refused_not_half_given(shards, backends, readout: str) -> None:
+    stack = stack_of(backends, readout=ReadoutConfig(readout))
+    loss = -pass_logprobs(shards, stack, *texts()).mean()
+    with pytest.raises(RuntimeError, match="_LockstepSpan has no second derivative"):
+        torch.autograd.grad(loss, list(stack.parameters()), create_graph=True, allow_unused=True)
+    for backend in backends:
+        backend.training.graphs.clear()
+
+
 class _Fuse(torch.nn.Module):
     def __init__(self, stack: FusionStack) -> None:
         super().__init__()
