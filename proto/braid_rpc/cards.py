@@ -70,6 +70,25 @@ class ShardCard:
     protocol_version: int = PROTOCOL_VERSION
     frames: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What all replicas of a shard have in common: else one that takes over would give other numbers."""
+        return {
+            "model": self.model_hash,
+            "tokenizer": self.tokenizer_hash,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+        }
+
+    def difference_from(self, expected: ShardCard) -> str:
+        """In what another shard's identity is another one, for people; empty: in nothing."""
+        pairs = zip(self.identity.items(), expected.identity.values(), strict=True)
+        return ", ".join(
+            f"{name} {got or 'none'} instead of {other or 'none'}"
+            for (name, got), other in pairs
+            if got != other
+        )
+
     def to_proto(self) -> shard_pb2.ShardCard:
         """The message that says the same."""
         return shard_pb2.ShardCard(**{name: getattr(self, name) for name in self.__slots__})

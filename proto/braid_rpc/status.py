@@ -7,12 +7,13 @@ client in any language can read them. Which class has which status stands in `er
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
-from braid_rpc.errors import BraidError, error_from_wire
+from braid_rpc.errors import BraidError, FrameError, error_from_wire
 from braid_rpc.v1 import tensor_pb2
 
 ERROR_TYPE_KEY = "braid-error-type"
@@ -20,6 +21,11 @@ RETRY_AFTER_KEY = "braid-retry-after-s"
 
 # Details travel in a header block, percent-encoded, and peers refuse blocks beyond 8 KiB.
 MAX_DETAIL_BYTES = 2000
+
+# What gRPC itself says of a message beyond its limit, with the status of a lack of room, which passes; this doesn't.
+_TOO_LARGE = "message larger than max"
+_WHICH_IS_TOO_LARGE = re.compile(rf"(CLIENT|SERVER): (Received|Sent) {_TOO_LARGE}")
+_HOW_LARGE = re.compile(rf"{_TOO_LARGE} \((\d+) vs\. (\d+)\)")
 
 
 def error_to_status(error: BraidError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
@@ -42,6 +48,8 @@ def error_from_status(status: str, details: str, metadata: Iterable[Any]) -> Bra
     """The error that a status name, its details and trailing metadata stand for."""
     values = {str(item[0]): item[1] for item in metadata}
     message = details or f"the call ended with status {status}"
+    if status == "RESOURCE_EXHAUSTED" and ERROR_TYPE_KEY not in values and _TOO_LARGE in details:
+        return FrameError(_describe_too_large(details))
     return error_from_wire(
         _text(values.get(ERROR_TYPE_KEY, "")),
         status,
@@ -60,6 +68,17 @@ def error_to_proto(error: BraidError) -> tensor_pb2.Error:
 def error_from_proto(message: tensor_pb2.Error) -> BraidError:
     """The error that a reply within a stream carries."""
     return error_from_wire(message.type, "INTERNAL", message.message, _finite(message.retry_after_s))
+
+
+def _describe_too_large(details: str) -> str:
+    what, whose = "message", "the client's or the server's"
+    which, numbers = _WHICH_IS_TOO_LARGE.search(details), _HOW_LARGE.search(details)
+    if which is not None:
+        whose = f"the {which[1].lower()}'s"
+        what = "reply" if which.groups() in (("CLIENT", "Received"), ("SERVER", "Sent")) else "request"
+    if numbers is None:
+        return f"{details}: see {whose} max_message_bytes"
+    return f"got a {what} of {numbers[1]} bytes, expected at most {numbers[2]}, {whose} max_message_bytes"
 
 
 def _clip(text: str) -> str:

@@ -147,6 +147,9 @@ def test_gradients_across_tokenizers_equal_those_of_plain_autograd(readout: str,
         got = pass_logprobs(shards, stack, *parts)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         assert_same_gradients(gradients_of(stack, got), gradients_of(stack, expected))
+        size = backends[0].card.vocab_size
+        with pytest.raises(InvalidRequestError, match=rf"targets: got .* to {size}, expected \[0, {size}\)"):
+            pass_logprobs(shards, stack, *parts[:2], torch.full_like(parts[2], size), rows)
 
 
 def test_gradcheck_through_real_grpc_in_float64() -> None:
@@ -199,6 +202,31 @@ def test_gradcheck_through_real_grpc_in_float64() -> None:
             return run_pass(shards, Substituted, ids_T, (3, 2), ids_T).target_logprobs  # type: ignore[arg-type]
 
         assert torch.autograd.gradcheck(whole, parameters, fast_mode=True)
+
+
+@pytest.mark.parametrize("want_log_probs", [False, True])
+@pytest.mark.parametrize("wrong", [-1, 262])
+def test_targets_beyond_the_vocabulary_are_refused_whoever_looks_them_up(
+    shards, backends, wrong: int, want_log_probs: bool
+) -> None:
+    ids_T, lengths, targets_R, rows = texts()
+    targets_R[2] = wrong
+    low, high = int(targets_R.min()), int(targets_R.max())
+    with pytest.raises(
+        InvalidRequestError, match=rf"targets: got values from {low} to {high}, expected \[0, 262\)"
+    ):
+        run_pass(shards, stack_of(backends), ids_T, lengths, targets_R, rows, want_log_probs=want_log_probs)
+    assert [len(backend.training.graphs) for backend in backends] == [0, 0], "no span was run"
+
+
+@pytest.mark.parametrize("readout", ["anchor", "gate"])
+def test_second_derivatives_are_refused_not_half_given(shards, backends, readout: str) -> None:
+    stack = stack_of(backends, readout=ReadoutConfig(readout))
+    loss = -pass_logprobs(shards, stack, *texts()).mean()
+    with pytest.raises(RuntimeError, match="_LockstepSpan has no second derivative"):
+        torch.autograd.grad(loss, list(stack.parameters()), create_graph=True, allow_unused=True)
+    for backend in backends:
+        backend.training.graphs.clear()
 
 
 class _Fuse(torch.nn.Module):
@@ -322,7 +350,8 @@ def test_a_shard_that_comes_back_as_another_model_is_refused(tmp_path) -> None:
         server.stop()
         server = serve_backend(tiny_backend("right", 99, width=48, num_layers=4), [target])
         with pytest.raises(
-            WeightMismatchError, match=r"shard 'right': got an answer of model \w{12}, expected"
+            WeightMismatchError,
+            match=r"shard 'right': .*got model \w+ instead of \w+, with which training began",
         ):
             shard.forward(SpanInputs(0, 1, (4,), ids_T)).result()
     finally:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from braids import braid_config, two_backends
 from killable_shard import WITHIN, KillableShard
-from models import tiny_backend
+from models import save_tiny_model, tiny_backend
 from tensorboard_events import scalars
 from training_shards import TRANSPORTS, remote, training_shards
 
@@ -160,6 +160,31 @@ def test_another_base_model_is_another_run(backends, texts, tmp_path) -> None:
         pytest.raises(CheckpointMismatchError, match="plan"),
     ):
         run(shards, texts, tmp_path, resume=True)
+
+
+def test_the_same_model_in_another_precision_is_another_run(texts, tmp_path) -> None:
+    folders = [
+        save_tiny_model(tmp_path / "left", 1, width=32, num_layers=3),
+        save_tiny_model(tmp_path / "right", 2, width=48, num_layers=4),
+    ]
+
+    def loaded(*dtypes: str) -> list[ShardBackend]:
+        return [
+            ShardBackend.load(ShardConfig(folder.name, str(folder), dtype=dtype))
+            for folder, dtype in zip(folders, dtypes, strict=True)
+        ]
+
+    options = replace(OPTIONS, steps=2)
+    with training_shards(loaded("float32", "float32"), "in process") as shards:
+        run(shards, texts, tmp_path / "run", options)
+    with (
+        training_shards(loaded("float32", "bfloat16"), "in process") as shards,
+        pytest.raises(
+            CheckpointMismatchError,
+            match=r"shards\.right\.dtype: the checkpoint has 'float32', this run has 'bfloat16'$",
+        ),
+    ):
+        run(shards, texts, tmp_path / "run", options, resume=True)
 
 
 def test_a_shard_that_refuses_or_has_no_gradients_is_named_before_anything_is_run(texts, tmp_path) -> None:

@@ -143,3 +143,22 @@ def test_ctrl_c_before_the_first_step_says_so(
     assert code == 2 and "no run here to go on with" in err
     code, _, err = run(config, *into, "--steps", "1")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_run_whose_weights_cannot_be_published_is_told_all_the_same(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    # Whoever was there before training has gone since.
+    monkeypatch.setattr("braid_orchestrator.training.publishing.check_target", lambda target: None)
+    into = ("--into", tmp_path / "run", "--steps", "1", "--publish", "http://127.0.0.1:9")
+    code, out, err = run(config, *into, *(("--json",) if as_json else ()))
+    weights = tmp_path / "run" / "weights" / "trained"
+    last = err.strip().splitlines()[-1]
+    assert code == 1 and last.startswith("error: http://127.0.0.1:9: no answer"), err
+    if as_json:
+        said = json.loads(out)
+        assert said["weights"] == str(weights) and said["record"]["steps"] == 1 and said["published"] is None
+    else:
+        assert f"written to {weights}" in err and "1 steps in" in err
+    assert read_card(weights).weights_sha256

@@ -56,6 +56,12 @@ class CheckpointFolder:
             old.unlink()
         return path
 
+    def drop_after(self, step: int) -> None:
+        """Remove what a run that is taken up again at ``step`` wrote later: it is done anew. Raises: OSError."""
+        for later, path in steps_in(self.folder):
+            if later > step:
+                path.unlink()
+
     def save_best(self, parameters: Mapping[str, Tensor]) -> Path:
         """Write the parameters of the best evaluation in place of the former best."""
         path = self.folder / BEST_FILE

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from braid_fusion.first_order import first_order_only
+
 ROWS_AT_ONCE = 256
 
 
@@ -35,6 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (total / num_rows).to(hidden_TD.dtype)
 
     @staticmethod
+    @first_order_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_gradient_TD, weight_gradient_VD = ctx.saved_tensors
         return hidden_gradient_TD * gradients[0], weight_gradient_VD * gradients[0], None
@@ -48,7 +51,8 @@ def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor
         weight_VD: the head's weight; the input is brought to its dtype.
         targets_T: int64 token ids.
 
-    Returns: a scalar, computed in the weight's dtype even under autocast. Second derivatives don't exist.
+    Returns: a scalar, computed in the weight's dtype even under autocast. Second derivatives don't exist:
+    ``create_graph=True`` is refused with RuntimeError.
     """
     with torch.autocast(hidden_TD.device.type, enabled=False):
         hidden_TD = hidden_TD.to(weight_VD.dtype)

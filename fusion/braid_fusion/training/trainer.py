@@ -147,13 +147,16 @@ class Trainer(Generic[BatchT]):
         """Train to the end.
 
         Args:
-            resume_from: a checkpoint, or a folder of which the last is taken.
+            resume_from: a checkpoint, or a folder of which the last is taken. Checkpoints of later steps are removed,
+                and the log is cut, for these steps are done anew.
 
         Raises: TrainingError of each kind, whatever the loss raises; OSError from writing.
         """
         if resume_from is not None:
             self._state.restore(read_checkpoint(resume_from))
             self._saved_step = self._state.position.step
+            if self._checkpoints is not None and self._writes:
+                self._checkpoints.drop_after(self._saved_step)  # before the log is cut: never ahead of it
         elif self._checkpoints is not None:
             self._checkpoints.refuse_another_run()
         resume_step = None if resume_from is None else self._state.position.step

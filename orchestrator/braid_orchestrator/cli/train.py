@@ -181,27 +181,27 @@ def train(
                 on_reading=lambda what, done, total: show(f"reading {what}", done, total),
                 on_left_out=tell_left_out,
             )
-    published = None
-    if publish is not None and outcome.weights is not None:
-        from braid_orchestrator.training.publishing import publish_version
-
-        published = publish_version(outcome.weights, publish)
-    if json:
-        print_json(
-            {
-                "published": None if published is None else asdict(published),
-                "weights": None if outcome.weights is None else str(outcome.weights),
-                "held_out": outcome.held_out,
-                # Before the first step there is no loss, and JSON has no NaN.
-                "record": asdict(outcome.record) | ({} if outcome.record.steps else {"final_loss": None}),
-            }
-        )
-    else:
+    if not json:
         _show(outcome)
-        if published is not None:
-            err.print(
-                f"published as {published.version}; active: {published.active_version}", highlight=False
+    published = None
+    try:
+        if publish is not None and outcome.weights is not None:
+            from braid_orchestrator.training.publishing import publish_version
+
+            published = publish_version(outcome.weights, publish)
+    finally:  # whoever doesn't take the weights, they are there
+        if json:
+            print_json(
+                {
+                    "published": None if published is None else asdict(published),
+                    "weights": None if outcome.weights is None else str(outcome.weights),
+                    "held_out": outcome.held_out,
+                    # Before the first step there is no loss, and JSON has no NaN.
+                    "record": asdict(outcome.record) | ({} if outcome.record.steps else {"final_loss": None}),
+                }
             )
+    if published is not None and not json:
+        err.print(f"published as {published.version}; active: {published.active_version}", highlight=False)
 
 
 def _check_precision(name: str) -> None:

@@ -144,9 +144,11 @@ class ReplicaSet:
             self._complain(target, error)
             return
         first = self._first_card()
-        if first is not None and _identity(first) != _identity(shard.card):
+        difference = "" if first is None else shard.card.difference_from(first)
+        if difference:
             shard.shutdown()
-            self._complain(target, UnavailableError(_difference(target, shard.card, first)))
+            complaint = f"the replica at {target} is another one than the others: got {difference}"
+            self._complain(target, UnavailableError(complaint))
             return
         with self._lock:
             self._complaints.pop(target, None)
@@ -166,17 +168,3 @@ class ReplicaSet:
             self._complaints[target] = error.message
         if is_new:
             _log.warning("replicas of shard %r: %s", self._name, error.message)
-
-
-def _identity(card: ShardCard) -> tuple[str, ...]:
-    """What all replicas of a shard must have in common: else a session that moves would change its tokens."""
-    return (card.model_hash, card.tokenizer_hash, card.dtype, card.quantization)
-
-
-def _difference(target: str, got: ShardCard, expected: ShardCard) -> str:
-    names = ("model", "tokenizer", "dtype", "quantization")
-    pairs = zip(names, _identity(got), _identity(expected), strict=True)
-    found = ", ".join(
-        f"{name} {one or 'none'} instead of {other or 'none'}" for name, one, other in pairs if one != other
-    )
-    return f"the replica at {target} is another one than the others: got {found}"

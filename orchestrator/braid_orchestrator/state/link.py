@@ -46,6 +46,7 @@ class StateLink:
         self._version = FusionVersion(store)
         self._weights = FusionWeights(store)
         self._chosen: str | None = None  # the version that was last seen in the store, or put there
+        self._untold: str | None = None  # the one that was activated here since, while the store was away
         self._refused = ""
         self._choosing = threading.Lock()
         self._lost: BraidError | None = None
@@ -116,17 +117,24 @@ class StateLink:
             raise
 
     def activate(self, version: str) -> None:
-        """Use a version of the fusion weights from now on, everywhere. Raises: what the engine raises;
-        UnavailableError as `check`."""
+        """Use a version of the fusion weights from now on, everywhere.
+
+        Raises: what the engine raises; UnavailableError as `check`, also where the store goes away meanwhile. The
+            version of before is used then.
+        """
         self.check()
         with self._choosing:
+            former = self._engine.weights_version
             self._engine.activate(version)
-            self._chosen = version
             try:
                 self._version.set(version)
-            except UnavailableError:
-                if self._config.when_lost == "refuse":
-                    raise
+            except BraidError as error:
+                if isinstance(error, UnavailableError) and self._config.when_lost == "embedded":
+                    self._untold = version
+                    return
+                self._try(lambda: self._engine.activate(former), f"could not go back to version {former}")
+                raise
+            self._chosen, self._untold = version, None
 
     def publish(
         self, card_json: str, data: bytes, version: str = "", *, activate: bool = True
@@ -134,7 +142,7 @@ class StateLink:
         """Take in a version of the fusion weights, and leave it in the store for those who activate it elsewhere.
 
         Raises: what the engine raises; ConflictError if another orchestrator published another one of this name;
-            UnavailableError as `check`.
+            UnavailableError as `activate`: what was taken in by then is there, and not used.
         """
         self.check()
         version = name_for(version, card_json)
@@ -155,9 +163,10 @@ class StateLink:
         chosen = self._chosen
         try:
             return self._weights.offer(version, card_json, data, keep=() if chosen is None else (chosen,))
-        except UnavailableError:
+        except UnavailableError as error:
             if self._config.when_lost == "refuse":
                 raise
+            _log.warning("others with fusion modules of their own can't fetch version %s: %s", version, error)
             return False
 
     def orphans(self) -> list[str]:
@@ -209,20 +218,34 @@ class StateLink:
             self._refused = error.message
 
     def _follow(self) -> None:
-        """Use the version that was activated, wherever that was."""
+        """Use the version that was activated last, wherever that was."""
         with self._choosing:
-            chosen = self._version.get()
-            if chosen is None:
-                if self._chosen is not None:  # the store has come back empty
-                    self._version.set(self._chosen)
-            elif chosen != self._engine.weights_version:
-                try:
-                    self._engine.activate(chosen)
-                except UnknownVersionError:
-                    self._fetcher.begin(chosen)
-                else:
-                    _log.info("fusion version %s was activated elsewhere", chosen)
-            self._chosen = chosen or self._chosen
+            stored = self._version.get()
+            # It has come back empty, or as it was before something was activated here.
+            if stored is None or (self._untold is not None and self._chosen in (None, stored)):
+                ours = self._untold or self._chosen
+                if ours is not None:
+                    self._version.set(ours)
+                self._chosen, self._untold = ours, None
+                return
+            if self._untold not in (None, stored):
+                _log.warning(
+                    "fusion version %s, which was activated here while the state store was away, gives way to %s, "
+                    "which was activated elsewhere",
+                    self._untold,
+                    stored,
+                )
+            self._chosen, self._untold = stored, None
+            if stored != self._engine.weights_version:
+                self._use(stored)
+
+    def _use(self, version: str) -> None:
+        try:
+            self._engine.activate(version)
+        except UnknownVersionError:
+            self._fetcher.begin(version)
+        else:
+            _log.info("fusion version %s was activated elsewhere", version)
 
     def _try(self, call: Callable[[], object], complaint: str) -> None:
         try:

@@ -24,6 +24,7 @@ from braid_fusion.stack import FusionStack
 from braid_orchestrator.inprocess.whole_lanes import OnCut, WholeLanes, whole_lanes
 from braid_orchestrator.training.lockstep import run_spans
 from braid_orchestrator.training.ports import TrainingShard
+from braid_rpc.errors import InvalidRequestError
 from braid_rpc.training import HeadInputs, SpanInputs, SpanOutputs
 
 
@@ -82,13 +83,15 @@ def run_pass(
         shards: one per shard of the stack's plan, in its order.
         token_ids_T: int64, the anchor's, sequences of ``lengths`` one after the other. Shards with other
             tokenizers read what these say.
-        targets_R: int64, the anchor's tokens whose log-probabilities are wanted.
+        targets_R: int64, the anchor's tokens whose log-probabilities are wanted; among those that all shards of its
+            tokenizer have.
         logit_rows: the rows that these follow; None: all.
         want_log_probs: the whole distribution too; every shard that is asked sends its logits.
         on_cut: with it, sequences that don't fit are run in parts, see `whole_lanes`: every row is there all the
             same, and sees less of what is before it.
 
-    Raises: BraidError of every kind; FusionShapeError.
+    Raises: InvalidRequestError for targets that are no such tokens, before anything is run; BraidError of every kind;
+        FusionShapeError.
     """
     ends = run_to_ends(
         shards,
@@ -118,6 +121,7 @@ def run_to_ends(
 ) -> PassEnds:
     """As `run_pass`, up to the heads of those that the stack's readout asks. Raises: as `run_pass`."""
     plan = stack.plan
+    _check_targets(targets_R, _vocab_size(plan))
     rows = range(token_ids_T.shape[0]) if logit_rows is None else logit_rows
     lanes = whole_lanes(shards, plan, token_ids_T, lengths, rows, on_cut=on_cut)
     lengths = lanes.of_shard(plan.anchor).lengths
@@ -177,8 +181,7 @@ class _Walk:
         self._lanes = lanes
         self._layers = [0] * len(shards)
         self._states: list[Tensor | None] = [None] * len(shards)
-        same = [s.vocab_size for s, lane in zip(plan.shards, plan.lane_of, strict=True) if lane == 0]
-        self._vocab_size = min(same)
+        self._vocab_size = _vocab_size(plan)
 
     def walk_to(self, layers: Sequence[int]) -> list[Tensor]:
         """The states entering these layers, one per shard."""
@@ -233,6 +236,19 @@ class _Walk:
                 )
             inputs.append(SpanInputs(self._layers[s], end, tuple(rows.lengths), rows.token_ids_T, head=own))
         return run_spans([self._shards[s] for s in running], inputs, [self._states[s] for s in running])
+
+
+def _vocab_size(plan: BraidPlan) -> int:
+    """How many tokens all shards that read the anchor's have."""
+    return min(s.vocab_size for s, lane in zip(plan.shards, plan.lane_of, strict=True) if lane == 0)
+
+
+def _check_targets(targets_R: Tensor, vocab_size: int) -> None:
+    if not targets_R.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(targets_R))
+    if low < 0 or high >= vocab_size:
+        raise InvalidRequestError(f"targets: got values from {low} to {high}, expected [0, {vocab_size})")
 
 
 def _there(tensor: Tensor | None) -> Tensor:

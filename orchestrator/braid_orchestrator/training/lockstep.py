@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from braid_fusion.first_order import first_order_only
 from braid_orchestrator.training.ports import Pending, TrainingShard
 from braid_rpc.training import SpanInputs, SpanOutputs
 
@@ -32,7 +33,7 @@ def run_spans(
         inputs: without states.
         states: (T, D) that enter each span; None: what the embedding gives.
 
-    Returns: what each span gave, differentiable in the states that have a gradient.
+    Returns: what each span gave, differentiable once in the states that have a gradient.
     Raises: BraidError.
     """
     step = _Step(shards, inputs)
@@ -98,6 +99,7 @@ class _LockstepSpan(torch.autograd.Function):
         return tuple(value for values in by_shard for value in values)
 
     @staticmethod
+    @first_order_only
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None, *ctx.step.backward(ctx.saved_tensors, ctx.wants, gradients))
 

@@ -5,18 +5,18 @@ Knows how records travel and what may be repeated; what a span is, is the shard'
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import grpc
+import torch
 from torch import Tensor
 
+from braid_orchestrator.training.connection import Attempt, ShardConnection
 from braid_rpc.calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, describe_failure
 from braid_rpc.cards import ShardCard
-from braid_rpc.channels import make_channel
 from braid_rpc.errors import (
     BraidError,
     CapacityError,
@@ -24,11 +24,9 @@ from braid_rpc.errors import (
     FrameError,
     RequestCancelledError,
     UnavailableError,
-    WeightMismatchError,
 )
-from braid_rpc.shard_client import ShardClient
 from braid_rpc.training import SpanInputs, SpanOutputs
-from braid_rpc.v1 import shard_pb2, shard_pb2_grpc
+from braid_rpc.v1 import shard_pb2
 from braid_services.shard.training.messages import put_inputs, put_outputs, take_outputs
 from braid_services.tensors import decode_torch
 
@@ -56,29 +54,24 @@ class RemoteTrainingShard:
         Args:
             call_timeout_s: of one attempt; long, for a shard that serves lets training wait. One that is gone is
                 noticed by its connection.
-            patience_s: for how long a shard that doesn't answer is asked again, from its first failure on.
+            patience_s: for how long in all a shard that doesn't answer a call is asked again, from the call's first
+                failure on. Time in which it was there and computed doesn't count.
             connect_patience_s: the same, before the first call.
 
         Raises: UnavailableError, ProtocolVersionError.
         """
         self._name = name
-        self._resolve = resolve
         self._call_timeout_s = call_timeout_s
         self._patience_s = patience_s
         self._max_bytes = max_message_bytes
-        self._lock = threading.Lock()
-        attempts = _Attempts(connect_patience_s)
+        patience = _Patience(connect_patience_s)
         while True:
             try:
-                self._target = resolve()
-                with ShardClient(self._target, retries=0, max_message_bytes=max_message_bytes) as client:
-                    self._card = client.describe()
-                    self._tokenizer_json = client.tokenizer_json()
-                break
+                self._connection = ShardConnection(resolve, max_message_bytes)
+                return
             except BraidError as error:
-                if not attempts.again(error):
+                if not patience.again(error):
                     raise self._named(error) from error
-        self._channel = make_channel(self._target, max_message_bytes)
 
     @property
     def name(self) -> str:
@@ -87,12 +80,12 @@ class RemoteTrainingShard:
 
     @property
     def card(self) -> ShardCard:
-        """As described when the connection was made."""
-        return self._card
+        """As described when the first connection was made."""
+        return self._connection.card
 
     def tokenizer_json(self) -> str:
         """See `ports.TrainingShard`."""
-        return self._tokenizer_json
+        return self._connection.tokenizer_json
 
     def forward(self, inputs: SpanInputs[Tensor], graph_id: str = "") -> _Call[SpanOutputs[Tensor]]:
         """See `ports.TrainingShard`. Raises: FrameError for inputs that are too large for a message."""
@@ -100,11 +93,14 @@ class RemoteTrainingShard:
         put_inputs(inputs, request.inputs)
 
         def take(reply: shard_pb2.ForwardReply) -> SpanOutputs[Tensor]:
-            self._check_model(reply.model_hash)
+            self._connection.check_model(reply.model_hash)
             if graph_id:
                 # What a shard that has forgotten the span will be sent: inputs, and gradients of outputs.
                 self._check_size("Backward", request.ByteSize() + reply.ByteSize())
-            return take_outputs(reply.outputs, self._max_bytes, "outputs")
+            outputs = take_outputs(reply.outputs, self._max_bytes, "outputs")
+            if outputs.hidden is not None and outputs.hidden.dtype != getattr(torch, self.card.dtype):
+                self._connection.check()
+            return outputs
 
         return _Call(self, "Forward", request, take)
 
@@ -115,28 +111,36 @@ class RemoteTrainingShard:
         request = shard_pb2.BackwardRequest(graph_id=graph_id)
         put_outputs(gradients, request.gradients)
 
-        def take(reply: shard_pb2.BackwardReply) -> Tensor:
-            if reply.is_gone:
+        def take(reply: shard_pb2.BackwardReply) -> Tensor | None:
+            self._connection.check_model(reply.model_hash)
+            if reply.is_gone and not request.HasField("inputs"):
+                self._connection.check()  # perhaps with the whole shard
                 put_inputs(inputs, request.inputs)
-                reply = _Call(self, "Backward", request, lambda reply: reply).result()
-            self._check_model(reply.model_hash)
+                return None
             return decode_torch(reply.hidden, max_bytes=self._max_bytes, what="backward.hidden")
 
         return _Call(self, "Backward", request, take)
 
     def shutdown(self) -> None:
         """See `ports.TrainingShard`."""
-        self._channel.close()
+        self._connection.close()
 
-    def _start(self, method: str, request: Any) -> tuple[str, Any]:
-        """One attempt: where it goes, and its future."""
+    def _start(self, method: str, request: Any) -> Attempt:
         self._check_size(method, request.ByteSize())
-        with self._lock:
-            call = getattr(shard_pb2_grpc.ShardStub(self._channel), method)
-            try:
-                return self._target, call.future(request, timeout=self._call_timeout_s)
-            except ValueError as error:  # the channel is closed
-                raise UnavailableError(f"{self._target}: {error}") from error
+        return self._connection.start(method, request, self._call_timeout_s)
+
+    def _reply(self, attempt: Attempt) -> Any:
+        """What an attempt is answered with. Raises: BraidError."""
+        try:
+            return attempt.future.result()
+        except grpc.RpcError as failure:
+            error = describe_failure(failure, attempt.target, self._call_timeout_s)
+            if not isinstance(error, _PASSING):
+                with suppress(*_PASSING):
+                    self._connection.check()  # another shard refuses what this one would have taken
+            raise error from None
+        except grpc.FutureCancelledError as cancelled:  # with its channel, for another call
+            raise UnavailableError(f"{attempt.target}: the connection was closed") from cancelled
 
     def _check_size(self, method: str, num_bytes: int) -> None:
         if num_bytes > self._max_bytes:
@@ -145,28 +149,13 @@ class RemoteTrainingShard:
                 "shorter sequences per batch and accumulate more of them"
             )
 
-    def _reconnect(self, failed_target: str) -> None:
-        """Ask again where the shard is, and connect anew."""
-        target = self._resolve()
-        with self._lock:
-            if self._target == failed_target:
-                self._channel.close()
-                self._target, self._channel = target, make_channel(target, self._max_bytes)
-
-    def _check_model(self, model_hash: str) -> None:
-        if model_hash != self._card.model_hash:
-            raise WeightMismatchError(
-                f"got an answer of model {model_hash[:12]}, expected "
-                f"{self._card.model_hash[:12]}, which training began with"
-            )
-
     def _named(self, error: BraidError) -> BraidError:
         if error.message.startswith(f"shard {self._name!r}"):
             return error
         return type(error)(f"shard {self._name!r}: {error.message}", retry_after_s=error.retry_after_s)
 
 
-class _Attempts:
+class _Patience:
     """Whether to try again after a failure, and the pause before that."""
 
     def __init__(self, patience_s: float) -> None:
@@ -174,13 +163,16 @@ class _Attempts:
         self._pause_s = FIRST_PAUSE_S
         self._give_up_s: float | None = None
 
-    def again(self, error: BraidError) -> bool:
-        """After a pause, True; False if it makes no sense, or has been tried for long enough."""
+    def again(self, error: BraidError, there_s: float = 0.0) -> bool:
+        """After a pause, True; False if it makes no sense, or has been tried for long enough.
+
+        Args:
+            there_s: for how long of the time since the failure before the shard was there all the same.
+        """
         if not isinstance(error, _PASSING):
             return False
         now_s = time.monotonic()
-        if self._give_up_s is None:
-            self._give_up_s = now_s + self._patience_s
+        self._give_up_s = now_s + self._patience_s if self._give_up_s is None else self._give_up_s + there_s
         pause_s = max(self._pause_s, error.retry_after_s)
         if now_s + pause_s > self._give_up_s:
             return False
@@ -190,17 +182,18 @@ class _Attempts:
 
 
 class _Call(Generic[ResultT]):
-    """A call under way; begun when it is made."""
+    """A call under way; begun when it is made. ``take`` makes the result of a reply; None: to be asked again, for the
+    request is another one now."""
 
     def __init__(
-        self, shard: RemoteTrainingShard, method: str, request: Any, take: Callable[[Any], ResultT]
+        self, shard: RemoteTrainingShard, method: str, request: Any, take: Callable[[Any], ResultT | None]
     ) -> None:
         self._shard = shard
         self._method = method
         self._request = request
         self._take = take
-        self._attempts = _Attempts(shard._patience_s)
-        self._attempt: tuple[str, Any] | None = None
+        self._patience = _Patience(shard._patience_s)
+        self._attempt: Attempt | None = None
         try:
             self._attempt = shard._start(method, request)
         except UnavailableError:
@@ -211,20 +204,19 @@ class _Call(Generic[ResultT]):
     def result(self) -> ResultT:
         """See `ports.Pending`."""
         shard = self._shard
-        target = ""
         while True:
+            attempt, self._attempt = self._attempt, None
             try:
-                target, attempt = self._attempt or shard._start(self._method, self._request)
-                self._attempt = None
-                try:
-                    reply = attempt.result()
-                except grpc.RpcError as failure:
-                    raise describe_failure(failure, target, shard._call_timeout_s) from None
-                except grpc.FutureCancelledError as cancelled:  # with its channel, for another call
-                    raise UnavailableError(f"{target}: the connection was closed") from cancelled
-                return self._take(reply)
+                attempt = attempt or shard._start(self._method, self._request)
+                result = self._take(shard._reply(attempt))
+                if result is not None:
+                    return result
             except BraidError as error:
-                if not self._attempts.again(error):
+                # Until its connection broke, a shard was there; one that lets a call time out was not.
+                there_s = 0.0
+                if attempt is not None and isinstance(error, UnavailableError):
+                    there_s = time.monotonic() - attempt.began_s
+                if not self._patience.again(error, there_s):
                     raise shard._named(error) from error
-            with suppress(UnavailableError):
-                shard._reconnect(target)
+                if attempt is not None:
+                    shard._connection.lose(attempt)

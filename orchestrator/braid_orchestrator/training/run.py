@@ -156,6 +156,11 @@ def train_braid(
         checkpoint_folder=checkpoints,
         settings={
             "plan": stack.plan.hash(),
+            # The same model gives other numbers in another precision.
+            "shards": {
+                shard.name: {"dtype": shard.card.dtype, "quantization": shard.card.quantization}
+                for shard in shards
+            },
             "held_out": None if texts.held_out is None else texts.held_out.fingerprint,
         },
         progress_bar=progress_bar,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -56,11 +57,22 @@ class Embedded:
 
 
 class Away(MemoryStore):
-    """Answers until it doesn't; ``calls_left`` None: always."""
+    """Answers until it doesn't; ``calls_left`` None: always. ``beats`` counts those that have been heard."""
 
     calls_left: int | None = None
+    tells = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beats: Counter[str] = Counter()
+
+    def publish(self, topic: str, message: bytes) -> None:
+        if not self.tells:
+            raise UnavailableError("state store: memory does not answer")
+        super().publish(topic, message)
 
     def put(self, table: str, key: str, value: bytes, expiry_s: float | None = None) -> None:
+        self.beats[key] += 1
         if table.startswith("fusion") and self.calls_left is not None:
             if not self.calls_left:
                 raise UnavailableError("state store: memory does not answer")
@@ -73,12 +85,13 @@ def store() -> Away:
     return Away()
 
 
-@pytest.fixture
-def links(store: Away) -> Iterator[list[StateLink]]:
+@pytest.fixture(params=["refuse"])
+def links(store: Away, request: pytest.FixtureRequest) -> Iterator[list[StateLink]]:
+    """The parameter says what they do while the store is away."""
     with ExitStack() as stack:
         found = []
         for _ in range(2):
-            config = StateConfig(heartbeat_s=0.02, expiry_s=1.0)
+            config = StateConfig(heartbeat_s=0.02, expiry_s=1.0, when_lost=request.param)
             link = StateLink(store, config, Embedded())  # type: ignore[arg-type]
             link.start()
             stack.callback(link.stop)
@@ -88,6 +101,13 @@ def links(store: Away) -> Iterator[list[StateLink]]:
 
 def version_at(link: StateLink) -> str:
     return link._engine.weights_version
+
+
+def wait_for_beats(store: Away, links: list[StateLink]) -> None:
+    """Until each has looked at the store once more, from beginning to end."""
+    seen = dict(store.beats)
+    for link in links:
+        eventually(lambda o=link.owner: store.beats[o] > seen[o] + 1, SOON_S, "two heartbeats")  # type: ignore[misc]
 
 
 def publish(link: StateLink, weights: PackedWeights, *args: object, **options: object) -> PublishedVersion:
@@ -157,6 +177,78 @@ def test_a_store_that_goes_away_in_the_middle_is_told_and_a_repeat_ends_it(
     store.calls_left = None
     publish(links[0], weights, "v1")
     eventually(lambda: version_at(links[1]) == "v1", SOON_S, "the other has it")
+
+
+def test_an_activation_that_the_store_does_not_hear_of_is_taken_back(
+    links: list[StateLink], store: Away
+) -> None:
+    publish(links[0], packed(1), "v1")
+    eventually(lambda: version_at(links[1]) == "v1", SOON_S, "the other has it")
+    publish(links[0], packed(2), "v2", activate=False)
+    store.calls_left = 0
+    with pytest.raises(UnavailableError, match="state store"):
+        links[0].activate("v2")
+    assert {version_at(link) for link in links} == {"v1"}
+    # Its weights get there, their being chosen doesn't.
+    weights = packed(3)
+    store.calls_left = 1
+    with pytest.raises(UnavailableError, match="state store"):
+        publish(links[0], weights, "v3")
+    assert {version_at(link) for link in links} == {"v1"}
+    store.calls_left = None
+    wait_for_beats(store, links)
+    assert {version_at(link) for link in links} == {"v1"}
+    publish(links[0], weights, "v3")
+    eventually(lambda: version_at(links[1]) == "v3", SOON_S, "a repeat ends it")
+
+
+def test_a_notice_that_is_lost_is_no_failure(links: list[StateLink], store: Away) -> None:
+    store.tells = False
+    assert publish(links[0], packed(1), "v1").active_version == "v1"
+    eventually(lambda: version_at(links[1]) == "v1", SOON_S, "the other sees it with a heartbeat")
+
+
+@pytest.mark.parametrize("links", ["embedded"], indirect=True)
+@pytest.mark.parametrize("before", ["v1", None])
+def test_what_was_activated_while_the_store_was_away_counts_when_it_is_back(
+    before: str | None, links: list[StateLink], store: Away
+) -> None:
+    for seed in (1, 2):
+        publish(links[0], packed(seed), f"v{seed}", activate=False)
+    if before is not None:
+        links[0].activate(before)
+        eventually(lambda: version_at(links[1]) == before, SOON_S, "both have it")
+    store.calls_left = 0
+    links[0].activate("v2")
+    wait_for_beats(store, links)
+    assert version_at(links[0]) == "v2" and version_at(links[1]) == (before or "untrained")
+    store.calls_left = None
+    eventually(lambda: version_at(links[1]) == "v2", SOON_S, "the other has it too")
+    assert version_at(links[0]) == "v2"
+
+
+@pytest.mark.parametrize("links", ["embedded"], indirect=True)
+def test_what_others_activated_meanwhile_is_newer_than_what_one_could_not_tell(
+    links: list[StateLink], store: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut_off, other = links
+    publish(cut_off, packed(2), "v2", activate=False)
+    for seed in (3, 1):
+        publish(other, packed(seed), f"v{seed}", activate=seed == 1)
+    eventually(lambda: version_at(cut_off) == "v1", SOON_S, "both have it")
+    told = cut_off._version.set
+
+    def away(version: str) -> None:
+        raise UnavailableError("state store: memory does not answer")
+
+    cut_off._version.set = away  # type: ignore[method-assign]
+    cut_off.activate("v2")
+    other.activate("v3")
+    cut_off._version.set = told  # type: ignore[method-assign]
+    eventually(lambda: version_at(cut_off) == "v3", SOON_S, "it has come to that too")
+    wait_for_beats(store, links)
+    assert {version_at(link) for link in links} == {"v3"}
+    assert "v2, which was activated here while the state store was away, gives way to v3" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "a chunk is gone", "no record", "a foreign record"])

@@ -228,6 +228,25 @@ def test_a_reply_of_another_kind_is_refused(tmp_path: Path) -> None:
         session.feed([1])
 
 
+def test_a_message_that_is_too_large_is_told_with_the_setting_and_its_side(server: RunningServer) -> None:
+    with ShardClient(server.targets[0], timeout_s=LONG_S, max_message_bytes=1000) as client:
+        with pytest.raises(
+            FrameError, match=r"got a request of \d+ bytes, expected at most 1000, the client's max_"
+        ):
+            client.tokenize("x" * 2000)
+        with pytest.raises(
+            FrameError, match=r"got a reply of \d+ bytes, expected at most 1000, the client's max_"
+        ):
+            client.tokenize("x" * 500)
+        with (
+            client.open() as session,
+            pytest.raises(
+                FrameError, match=r"got a reply of \d+ bytes, expected at most 1000, the client's max_"
+            ),
+        ):
+            session.step([1] * 100).run_to(1)
+
+
 def test_a_shard_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     target = f"unix:{tmp_path / 'nobody.sock'}"
     with ShardClient(target, retries=1) as client, pytest.raises(UnavailableError, match="nobody"):

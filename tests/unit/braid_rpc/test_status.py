@@ -11,6 +11,7 @@ from braid_rpc.errors import (
     BraidError,
     CacheFullError,
     CapacityError,
+    FrameError,
     UnavailableError,
 )
 from braid_rpc.status import (
@@ -63,3 +64,40 @@ def test_a_type_name_that_is_not_ours_falls_back_to_the_status() -> None:
     assert type(error_from_status("RESOURCE_EXHAUSTED", "x", ())) is CapacityError
     metadata = (("braid-error-type", b"CacheFullError"),)
     assert type(error_from_status("RESOURCE_EXHAUSTED", "x", metadata)) is CacheFullError
+
+
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        (
+            "Stream removed (CLIENT: Received message larger than max (3030 vs. 1000))",
+            "got a reply of 3030 bytes, expected at most 1000, the client's max_message_bytes",
+        ),
+        (
+            "CLIENT: Sent message larger than max (5003 vs. 1000)",
+            "got a request of 5003 bytes, expected at most 1000, the client's max_message_bytes",
+        ),
+        (
+            "SERVER: Received message larger than max (73400325 vs. 67108864)",
+            "got a request of 73400325 bytes, expected at most 67108864, the server's max_message_bytes",
+        ),
+        (
+            "SERVER: Sent message larger than max (9 vs. 8)",
+            "got a reply of 9 bytes, expected at most 8, the server's max_message_bytes",
+        ),
+        (
+            "Received message larger than max (9 vs. 8)",
+            "got a message of 9 bytes, expected at most 8, the client's or the server's max_message_bytes",
+        ),
+        (
+            "Decompressed message larger than max",
+            "Decompressed message larger than max: see the client's or the server's max_message_bytes",
+        ),
+    ],
+    ids=["reply here", "request here", "request there", "reply there", "no side named", "no numbers"],
+)
+def test_what_grpc_finds_too_large_is_no_lack_of_room(details: str, told: str) -> None:
+    error = error_from_status("RESOURCE_EXHAUSTED", details, ())
+    assert (type(error), error.message) == (FrameError, told)
+    typed = error_from_status("RESOURCE_EXHAUSTED", details, (("braid-error-type", "CacheFullError"),))
+    assert (type(typed), typed.message) == (CacheFullError, details)

@@ -18,6 +18,7 @@ from braid_rpc.errors import (
     CacheFullError,
     CapacityError,
     ConflictError,
+    FrameError,
     InvalidRequestError,
     StepOrderError,
 )
@@ -195,7 +196,7 @@ def test_a_message_beyond_the_limit_is_refused(tmp_path: Path, servicer: Failing
     ):
         stub = shard_pb2_grpc.ShardStub(channel)
         error = error_of(lambda: stub.Tokenize(shard_pb2.TokenizeRequest(text="x" * 2000)))
-        assert isinstance(error, CapacityError) and "larger than max (2" in error.message
+        assert isinstance(error, FrameError) and "expected at most 1000, the server's max_" in error.message
 
 
 def test_an_address_that_is_taken_is_refused_and_its_owner_keeps_it(

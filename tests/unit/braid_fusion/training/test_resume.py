@@ -18,6 +18,7 @@ from training_runs import TinyModel, everything, tiny_trainer
 
 from braid_fusion.errors import CheckpointMismatchError, NoCheckpointError, TrainingDataError
 from braid_fusion.training import EarlyStopping, OptimiserConfig, Trainer
+from braid_fusion.training.checkpoint import steps_in
 
 
 class KilledError(BaseException):
@@ -29,7 +30,11 @@ def seeded() -> None:
     torch.manual_seed(5)
 
 
-def run_until(folder: Path, step: int, **options: Any) -> None:
+def steps(folder: Path) -> list[int]:
+    return [step for step, _ in steps_in(folder)]
+
+
+def run_until(folder: Path, step: int, resume_from: Path | None = None, **options: Any) -> None:
     """Train, and die after ``step`` steps, before its checkpoint: only what is in the folder stays."""
 
     def die(progress: Any) -> None:
@@ -37,7 +42,7 @@ def run_until(folder: Path, step: int, **options: Any) -> None:
             raise KilledError
 
     with pytest.raises(KilledError):
-        tiny_trainer(folder, on_progress=die, **options).run()
+        tiny_trainer(folder, on_progress=die, **options).run(resume_from)
 
 
 @pytest.mark.parametrize("muon", [False, True], ids=["adamw", "muon"])
@@ -141,6 +146,21 @@ def test_all_global_generators_go_on_where_they_were(tmp_path: Path) -> None:
         trainer = tiny_trainer(tmp_path, on_progress=draw(resumed))
         trainer.run(tmp_path / "checkpoints" / "step-00000012.ckpt")
         assert resumed == straight[12:]
+
+
+def test_one_that_goes_on_from_earlier_leaves_no_later_checkpoint_of_before(tmp_path: Path) -> None:
+    """Else a later one, of what is not in the log any more, would be kept, and those that are written now pruned."""
+    folder = tmp_path / "checkpoints"
+    straight = tiny_trainer(tmp_path, checkpoint_every=4, keep_checkpoints=9)
+    straight.run()
+    assert steps(folder) == [4, 8, 12, 16, 17]
+    (folder / "notes.txt").write_text("mine")
+    run_until(tmp_path, 9, resume_from=folder / "step-00000004.ckpt", checkpoint_every=3, keep_checkpoints=2)
+    assert steps(folder) == [4, 6]
+    again = tiny_trainer(tmp_path, checkpoint_every=4, keep_checkpoints=2)
+    again.run(folder)
+    assert everything(again) == everything(straight)
+    assert steps(folder) == [16, 17] and (folder / "notes.txt").exists()
 
 
 def test_a_finished_run_that_is_resumed_does_nothing_and_says_the_same(tmp_path: Path) -> None:

@@ -84,3 +84,13 @@ def test_the_heads_loss_equals_the_plain_one(num_rows: int) -> None:
         results.append((loss, h.grad, w.grad))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_heads_loss_has_no_second_derivative_and_says_so(power: int) -> None:
+    """Else what stands beside it, here the squares, would be differentiated twice, and the loss once."""
+    hidden = torch.ones(2, 3, requires_grad=True)
+    weight = torch.ones(5, 3, requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1])) ** power + weight.square().sum()
+    with pytest.raises(RuntimeError, match="_LinearCrossEntropy has no second derivative"):
+        torch.autograd.grad(loss, [weight], create_graph=True)
