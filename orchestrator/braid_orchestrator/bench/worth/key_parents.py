@@ -7,7 +7,8 @@ Each is trained to be of use to another one, besides doing its own:
   come next and after (multi-token prediction, arXiv 2404.19737; dropout makes them easy to read). It then knows a
   key's number where the key ends. The heads are dropped afterwards.
 - What the calculator hears will not be quite what it would read. So it learns with noise on its embeddings, as in
-  NEFTune (arXiv 2310.05914).
+  NEFTune (arXiv 2310.05914). The noise grows from nothing: with all of it from the beginning, it depends on the
+  draws whether the model ever finds out how to carry.
 
 Letters: B exercises, L positions, D width, T packed rows.
 """
@@ -34,10 +35,10 @@ TABLE, CALCULATOR = "table", "calculator"
 @dataclass(frozen=True, slots=True)
 class KeyParentRecipe:
     """Llamas of one width; the table's has a layer more, as its last one is heard by nobody. ``step_exercises`` in
-    every step.
+    every step. The calculator's learning rates are ``calculator_rate`` times what stands here.
 
     The table's heads weigh ``ahead_weight`` each and lose ``ahead_dropout`` of what they read. The calculator's
-    embeddings get Gaussian noise of ``noise`` times their own size."""
+    embeddings get Gaussian noise of ``noise`` times their own size, all of it after ``noise_warmup`` of its steps."""
 
     width: int = 128
     num_layers: int = 4
@@ -48,9 +49,11 @@ class KeyParentRecipe:
     step_exercises: int = 96
     learning_rate: float = 0.01
     matrix_learning_rate: float = 0.02
+    calculator_rate: float = 0.5
     ahead_weight: float = 1.0
     ahead_dropout: float = 0.3
     noise: float = 0.3
+    noise_warmup: float = 0.3
 
     def reading(self, who: str) -> Reading:
         """How `TABLE` or `CALCULATOR` reads."""
@@ -108,10 +111,11 @@ def train_parent(
     def loss_of(exercises: list[Exercise]) -> Tensor:
         return trained.loss(pack(exercises, reading))
 
+    rate = 1.0 if who == TABLE else recipe.calculator_rate
     config = TrainerConfig(
         max_steps=recipe.table_steps if who == TABLE else recipe.calculator_steps,
         optimiser=OptimiserConfig(
-            learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+            learning_rate=rate * recipe.learning_rate, matrix_learning_rate=rate * recipe.matrix_learning_rate
         ),
         schedule=ScheduleConfig(warmup=0.02, shape="linear", decay_from=0.3),
         seed=tasks.seed,
@@ -155,19 +159,23 @@ class _Readable(nn.Module):
 
 
 class _Tolerant(nn.Module):
-    """A model that reads through noise."""
+    """A model that reads through noise, more with every batch at first."""
 
     def __init__(self, model: LlamaForCausalLM, recipe: KeyParentRecipe) -> None:
         super().__init__()
         self.model = model
         self._noise = recipe.noise
+        self._warmup = max(1, round(recipe.noise_warmup * recipe.calculator_steps))
+        self._num_batches = 0
 
     def loss(self, batch: ExerciseBatch) -> Tensor:
         """Mean loss of the characters that count."""
         read_BLD = self.model.get_input_embeddings()(_rectangle(batch))
         if self.training:
+            self._num_batches += 1
+            share = min(1.0, self._num_batches / self._warmup)
             size = read_BLD.detach().square().mean().sqrt()
-            read_BLD = read_BLD + self._noise * size * torch.randn_like(read_BLD)
+            read_BLD = read_BLD + share * self._noise * size * torch.randn_like(read_BLD)
         output = self.model.model(inputs_embeds=read_BLD, use_cache=False)
         return _answer_loss(self.model, output.last_hidden_state, batch)
 
