@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from braid_rpc.errors import UnsupportedModelError
 from braid_rpc.training import SpanOutputs
 
 
@@ -29,7 +30,11 @@ class SpanGraph:
 
 
 class SavedBytes:
-    """Counts what autograd saves within `counting`, without what is saved twice or is there anyway."""
+    """Counts what autograd saves within `counting`, without what is saved twice or is there anyway.
+
+    A backward through what was changed in place after it was saved raises UnsupportedModelError. Autograd's own check
+    for that is off where there are hooks.
+    """
 
     def __init__(self, anyway: Collection[int]) -> None:
         """``anyway``: addresses of storages that don't count."""
@@ -39,7 +44,7 @@ class SavedBytes:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """For as long as the block runs."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
             yield
 
     def note(self, tensor: Tensor) -> None:
@@ -50,10 +55,20 @@ class SavedBytes:
             self._seen.add(address)
             self.num_bytes += storage.nbytes()
 
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         self.note(tensor)
-        # A node that held its own output would never be freed.
-        return tensor.detach()
+        # A node that held its own output would never be freed. Both count the same changes.
+        return tensor.detach(), tensor._version
+
+
+def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise UnsupportedModelError(
+            f"backward: a tensor {tuple(tensor.shape)} that the model's gradient depends on was changed in place: got "
+            f"version {tensor._version}, expected {version}"
+        )
+    return tensor
 
 
 class KeptGraphs:
