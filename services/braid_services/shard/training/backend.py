@@ -26,7 +26,7 @@ class ShardTraining:
     """Stateless but for the graphs that it keeps, which cost only time when they are gone. Safe for threads.
 
     ``no_backward`` says why there is no backward; empty: there is. ``check_wanted`` of the calls is called now and
-    then while they wait for a turn, and may raise.
+    then while they wait for a turn, and before anything is kept, and may raise.
     """
 
     def __init__(self, spans: SpanModel, config: ShardConfig, context_length: int, model_hash: str) -> None:
@@ -62,6 +62,7 @@ class ShardTraining:
             began_s = time.perf_counter()
             if wants_graph and inputs.hidden is not None:
                 graph = self._run(inputs, inputs.hidden)
+                check_wanted()
                 self.graphs.keep(graph_id, graph)
                 outputs = graph.outputs
             else:
