@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,12 +20,22 @@ from braid_rpc.training import SpanOutputs
 
 
 @dataclass(frozen=True, slots=True)
-class SpanGraph:
-    """A span that was run: ``outputs`` depend on ``hidden_TD``, the states that entered it. ``num_bytes`` is what
-    is kept of both and for backward, beside the model's own weights."""
+class GroupGraph:
+    """A group that was run through a span: ``outputs`` depend on ``hidden_TD``, the states that entered it, and are
+    the rows ``rows`` of what its call gave."""
 
     hidden_TD: Tensor  # noqa: N815 - shape letters
     outputs: SpanOutputs[Tensor]
+    rows: slice | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SpanGraph:
+    """A call's span: all its groups in order. It gave ``num_rows`` rows. ``num_bytes`` is what is kept of all that
+    went in and came out and for backward, beside the model's own weights."""
+
+    groups: Sequence[GroupGraph]
+    num_rows: int
     num_bytes: int
 
 
@@ -65,8 +75,8 @@ def _unpack(saved: tuple[Tensor, int]) -> Tensor:
     tensor, version = saved
     if tensor._version != version:
         raise UnsupportedModelError(
-            f"backward: a tensor {tuple(tensor.shape)} that the model's gradient depends on was changed in place: got "
-            f"version {tensor._version}, expected {version}"
+            f"backward: a tensor {tuple(tensor.shape)} that the model's gradient depends on was changed in place: "
+            f"got version {tensor._version}, expected {version}"
         )
     return tensor
 

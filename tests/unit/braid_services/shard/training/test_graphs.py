@@ -13,11 +13,12 @@ from programs import eventually
 
 from braid_rpc.errors import UnsupportedModelError
 from braid_rpc.training import SpanOutputs
-from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
+from braid_services.shard.training.graphs import GroupGraph, KeptGraphs, SavedBytes, SpanGraph
 
 
 def graph(num_bytes: int) -> SpanGraph:
-    return SpanGraph(torch.zeros(1), SpanOutputs(torch.zeros(1)), num_bytes)
+    group = GroupGraph(torch.zeros(1), SpanOutputs(torch.zeros(1)), slice(0, 1))
+    return SpanGraph([group], 1, num_bytes)
 
 
 @given(
@@ -63,7 +64,7 @@ def test_one_that_is_too_large_by_itself_drives_nobody_out() -> None:
 def test_old_ones_go_also_when_nobody_calls() -> None:
     kept = KeptGraphs(100, 0.1)
     one = graph(1)
-    gone = weakref.ref(one.hidden_TD)
+    gone = weakref.ref(one.groups[0].hidden_TD)
     kept.keep("a", one)
     del one
     eventually(lambda: gone() is None, 10.0, "the graph is freed")
