@@ -82,10 +82,22 @@ def reading_backend(
 
 
 def tiny_backend(
-    name: str, seed: int, *, cache_bytes: int = 2**22, block_tokens: int = 8, **shape: Any
+    name: str,
+    seed: int,
+    *,
+    cache_bytes: int = 2**22,
+    block_tokens: int = 8,
+    training_turn_rows: int = 512,
+    **shape: Any,
 ) -> ShardBackend:
     """A shard in memory."""
-    config = ShardConfig(name=name, model=f"tiny-{seed}", cache_bytes=cache_bytes, block_tokens=block_tokens)
+    config = ShardConfig(
+        name=name,
+        model=f"tiny-{seed}",
+        cache_bytes=cache_bytes,
+        block_tokens=block_tokens,
+        training_turn_rows=training_turn_rows,
+    )
     return ShardBackend.from_model(tiny_llama(seed, **shape), byte_tokenizer(), config)
 
 

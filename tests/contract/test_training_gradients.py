@@ -43,6 +43,8 @@ from braid_services.shard.main import serve_backend
 # Two orders of the same sums in float32, relative to the largest gradient.
 TOLERANCE = 1e-5
 LENGTHS = (9, 4, 6)
+# The last two are a turn, and the first is one.
+TURN_ROWS = 10
 POINTS = {
     "one": (PointConfig(at=1, strategy="mlp"),),
     "several": (
@@ -58,7 +60,7 @@ POINTS = {
 
 @pytest.fixture(scope="module")
 def backends() -> list[ShardBackend]:
-    return two_backends()
+    return two_backends(training_turn_rows=TURN_ROWS)
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)

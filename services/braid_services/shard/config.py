@@ -17,8 +17,9 @@ class ShardConfig:
     ``max_message_bytes`` bounds one message on the wire, both ways. ``quantization`` is None, ``int8`` or ``nf4``.
     ``frames`` is the format of states on the wire, see `braid_rpc.frames`; None: the model's dtype.
 
-    Training takes at most ``training_share`` of the time while anybody is served (0: the shard refuses training), and
-    graphs of at most ``training_bytes`` wait for their gradients, each for at most ``training_ttl_s``.
+    Training takes at most ``training_share`` of the time while anybody is served (0: the shard refuses training), in
+    turns of whole sequences of together at most ``training_turn_rows`` tokens, or of one that is longer. Graphs of at
+    most ``training_bytes`` wait for their gradients, each for at most ``training_ttl_s``.
     """
 
     name: str
@@ -34,5 +35,6 @@ class ShardConfig:
     quantization: str | None = None
     frames: str | None = None
     training_share: float = 0.5
+    training_turn_rows: int = 512
     training_bytes: int = 256 * 2**20
     training_ttl_s: float = 120.0

@@ -13,7 +13,7 @@ from types import TracebackType
 
 # For so long after somebody was served, training keeps to its share.
 SERVED_LATELY_S = 1.0
-# For so long it lets others go before where they never leave a gap.
+# For so long a call lets others go before where they never leave a gap, in all its turns together.
 LONGEST_WAIT_S = 1.0
 _YIELD_S = 0.0005
 _NAP_S = 0.02
@@ -61,12 +61,14 @@ class ComputeLock:
         return self._serves or self._num_waiting > 0 or self._last_left_s > moment_s
 
     @contextmanager
-    def background(self, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
-        """Hold it as soon as nobody else wants it, or after having let others go before for `LONGEST_WAIT_S`.
+    def background(
+        self, check_wanted: Callable[[], None] = always_wanted, longest_wait_s: float = LONGEST_WAIT_S
+    ) -> Iterator[None]:
+        """Hold it as soon as nobody else wants it, or after having let others go before for ``longest_wait_s``.
 
         ``check_wanted`` is called now and then while it waits, and may raise.
         """
-        give_way_until_s = self._clock() + LONGEST_WAIT_S
+        give_way_until_s = self._clock() + longest_wait_s
         while True:
             self._lock.acquire()
             if not self._num_waiting or self._clock() >= give_way_until_s:
@@ -94,20 +96,29 @@ class TrainingTurns:
         self._lock = lock
         self._clock = clock
         self._sleep = sleep
-        self._one = threading.Lock()
+        self._one = threading.RLock()
         self._rest_until_s = -float("inf")
 
     @contextmanager
-    def turn(self, share: float, check_wanted: Callable[[], None] = always_wanted) -> Iterator[None]:
+    def call(self) -> Iterator[None]:
+        """Within the block all turns are this thread's, so that of two calls that take several turns each, the one
+        need not be held half done while the other goes on. Who is served goes before each of them."""
+        with self._one:
+            yield
+
+    @contextmanager
+    def turn(
+        self, share: float, check_wanted: Callable[[], None] = always_wanted, num_turns: int = 1
+    ) -> Iterator[None]:
         """Wait for a turn, and have it for as long as the block runs.
 
         ``share`` in (0, 1]: of the time, that this turn and the rest after it leave to training. ``check_wanted`` is
-        called now and then while it waits, and may raise.
+        called now and then while it waits, and may raise. ``num_turns`` is how many its call takes.
         """
         with self._one:
             check_wanted()
             self._rest(check_wanted)
-            with self._lock.background(check_wanted):
+            with self._lock.background(check_wanted, LONGEST_WAIT_S / num_turns):
                 began_s = self._clock()
                 try:
                     yield

@@ -6,7 +6,9 @@ Shapes: T packed rows, R logit rows, D width. Knows torch and no network.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,17 +18,20 @@ from braid_rpc.steps import Timings
 from braid_rpc.training import BackwardResult, ForwardResult, SpanInputs, SpanOutputs
 from braid_services.shard.config import ShardConfig
 from braid_services.shard.spans import SpanModel
-from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
+from braid_services.shard.training.graphs import GroupGraph, KeptGraphs, SavedBytes, SpanGraph
+from braid_services.shard.training.groups import Group, join, make_groups, num_rows_given
 from braid_services.shard.training.probing import why_not_backward
 from braid_services.shard.training.span import check_inputs, run_span
 from braid_services.shard.turns import always_wanted
+
+ResultT = TypeVar("ResultT")
 
 
 class ShardTraining:
     """Stateless but for the graphs that it keeps, which cost only time when they are gone. Safe for threads.
 
     ``no_backward`` says why there is no backward; empty: there is. ``check_wanted`` of the calls is called now and
-    then while they wait for a turn, and may raise.
+    then while they wait for a turn, and before anything is kept, and may raise.
     """
 
     def __init__(self, spans: SpanModel, config: ShardConfig, context_length: int, model_hash: str) -> None:
@@ -37,6 +42,7 @@ class ShardTraining:
         self.graphs = KeptGraphs(config.training_bytes, config.training_ttl_s)
         self._max_logit_bytes = config.training_bytes
         self._share = config.training_share
+        self._turn_rows = config.training_turn_rows
         tensors = [*spans.model.parameters(), *spans.model.buffers()]
         self._weights = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
         self.no_backward = "its training_share is 0" if not self._share else why_not_backward(spans)
@@ -57,18 +63,29 @@ class ShardTraining:
         if not self._share or wants_graph:
             self._check_supported()
         self._check(inputs, max_result_bytes)
-        asked_s = time.perf_counter()
-        with self._spans.training_turns.turn(self._share, check_wanted):
-            began_s = time.perf_counter()
-            if wants_graph and inputs.hidden is not None:
-                graph = self._run(inputs, inputs.hidden)
-                self.graphs.keep(graph_id, graph)
-                outputs = graph.outputs
-            else:
+        groups = make_groups(inputs, self._turn_rows)
+        num_rows = num_rows_given(inputs)
+        saved = SavedBytes(self._weights)
+        graphs: list[GroupGraph] = []
+
+        def run(group: Group) -> SpanOutputs[Tensor]:
+            if not wants_graph:
                 with torch.no_grad():
-                    outputs = run_span(self._spans, inputs)
-            found = SpanOutputs(**{name: value.detach().cpu() for name, value in outputs.items()})
-            timings = Timings(compute_s=time.perf_counter() - began_s, wait_s=began_s - asked_s)
+                    return _result(run_span(self._spans, group.inputs))
+            graphs.append(self._run(group, saved))
+            outputs = _result(graphs[-1].outputs)
+            if saved.num_bytes > self.graphs.max_bytes:
+                graphs.clear()  # there is no room to keep them: a group's at a time is enough
+            return outputs
+
+        asked_s = time.perf_counter()
+        with self._spans.training_turns.call():
+            parts, compute_s = self._in_turns([partial(run, group) for group in groups], check_wanted)
+            found = join(parts, groups, num_rows)
+            if wants_graph:
+                check_wanted()
+                self.graphs.keep(graph_id, SpanGraph(graphs, num_rows, saved.num_bytes))
+        timings = Timings(compute_s=compute_s, wait_s=time.perf_counter() - asked_s - compute_s)
         return ForwardResult(found, self._model_hash, timings)
 
     def backward(
@@ -92,28 +109,48 @@ class ShardTraining:
             if inputs.hidden is None:
                 raise InvalidRequestError("backward: got a span from the embedding, which has no gradient")
         asked_s = time.perf_counter()
-        with self._spans.training_turns.turn(self._share, check_wanted):
-            began_s = time.perf_counter()
+        with self._spans.training_turns.call():
             graph = self.graphs.take(graph_id)
-            if graph is None and inputs is not None and inputs.hidden is not None:
-                graph = self._run(inputs, inputs.hidden)
-            if graph is None:
+            if graph is not None:
+                pieces = [partial(_backward, group, gradients, graph.num_rows) for group in graph.groups]
+            elif inputs is not None:
+                groups = make_groups(inputs, self._turn_rows)
+                num_rows = num_rows_given(inputs)
+                pieces = [partial(self._run_back, group, gradients, num_rows) for group in groups]
+            else:
                 return BackwardResult(None, self._model_hash)
-            hidden_TD = _backward(graph, gradients).cpu()
-            timings = Timings(compute_s=time.perf_counter() - began_s, wait_s=began_s - asked_s)
-        return BackwardResult(hidden_TD, self._model_hash, timings)
+            parts, compute_s = self._in_turns(pieces, check_wanted)
+        timings = Timings(compute_s=compute_s, wait_s=time.perf_counter() - asked_s - compute_s)
+        return BackwardResult(torch.cat(parts), self._model_hash, timings)
+
+    def _in_turns(
+        self, pieces: Sequence[Callable[[], ResultT]], check_wanted: Callable[[], None]
+    ) -> tuple[list[ResultT], float]:
+        """What the pieces of a call give, each done in a turn of its own, and the seconds that they took together."""
+        results: list[ResultT] = []
+        compute_s = 0.0
+        for piece in pieces:
+            with self._spans.training_turns.turn(self._share, check_wanted, len(pieces)):
+                began_s = time.perf_counter()
+                results.append(piece())
+                compute_s += time.perf_counter() - began_s
+        return results, compute_s
 
     def _check(self, inputs: SpanInputs[Tensor], max_result_bytes: int | None) -> None:
         check_inputs(self._spans, inputs, self._context_length, max_result_bytes, self._max_logit_bytes)
 
-    def _run(self, inputs: SpanInputs[Tensor], hidden_TD: Tensor) -> SpanGraph:
-        leaf_TD = hidden_TD.detach().to(self._spans.device).requires_grad_()
-        saved = SavedBytes(self._weights)
+    def _run(self, group: Group, saved: SavedBytes) -> GroupGraph:
+        if group.inputs.hidden is None:
+            raise RuntimeError("a graph was asked for of a span from the embedding")
+        leaf_TD = group.inputs.hidden.detach().to(self._spans.device).requires_grad_()
         with torch.enable_grad(), saved.counting():
-            outputs = run_span(self._spans, inputs, leaf_TD)
+            outputs = run_span(self._spans, group.inputs, leaf_TD)
         for tensor in (leaf_TD, *(value for _, value in outputs.items())):
             saved.note(tensor)
-        return SpanGraph(leaf_TD, outputs, saved.num_bytes)
+        return GroupGraph(leaf_TD, outputs, group.rows)
+
+    def _run_back(self, group: Group, gradients: SpanOutputs[Tensor], num_rows: int) -> Tensor:
+        return _backward(self._run(group, SavedBytes(self._weights)), gradients, num_rows)
 
     def _check_supported(self) -> None:
         if self.no_backward:
@@ -122,7 +159,12 @@ class ShardTraining:
             )
 
 
-def _backward(graph: SpanGraph, gradients: SpanOutputs[Tensor]) -> Tensor:
+def _result(outputs: SpanOutputs[Tensor]) -> SpanOutputs[Tensor]:
+    return SpanOutputs(**{name: value.detach().cpu() for name, value in outputs.items()})
+
+
+def _backward(graph: GroupGraph, gradients: SpanOutputs[Tensor], num_rows: int) -> Tensor:
+    """The gradient of the states that entered a group, from those of all ``num_rows`` rows that its call gave."""
     given = gradients.items()
     if not given:
         raise InvalidRequestError("backward: got no gradients, expected one at least")
@@ -131,11 +173,10 @@ def _backward(graph: SpanGraph, gradients: SpanOutputs[Tensor]) -> Tensor:
         output: Tensor | None = getattr(graph.outputs, name)
         if output is None:
             raise InvalidRequestError(f"backward: got a gradient of {name}, which the span did not give")
-        if gradient.shape != output.shape:
-            raise ShapeMismatchError(
-                f"backward: {name}: got {tuple(gradient.shape)}, expected {tuple(output.shape)}"
-            )
+        expected = (num_rows, *output.shape[1:])
+        if gradient.shape != expected:
+            raise ShapeMismatchError(f"backward: {name}: got {tuple(gradient.shape)}, expected {expected}")
         outputs.append(output)
-        wanted.append(gradient.to(output))
+        wanted.append(gradient[graph.rows].to(output))
     (hidden_TD,) = torch.autograd.grad(outputs, [graph.hidden_TD], wanted)
-    return hidden_TD
+    return hidden_TD.cpu()

@@ -8,28 +8,43 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from braid_rpc.errors import UnsupportedModelError
 from braid_rpc.training import SpanOutputs
 
 
 @dataclass(frozen=True, slots=True)
-class SpanGraph:
-    """A span that was run: ``outputs`` depend on ``hidden_TD``, the states that entered it. ``num_bytes`` is what
-    is kept of both and for backward, beside the model's own weights."""
+class GroupGraph:
+    """A group that was run through a span: ``outputs`` depend on ``hidden_TD``, the states that entered it, and are
+    the rows ``rows`` of what its call gave."""
 
     hidden_TD: Tensor  # noqa: N815 - shape letters
     outputs: SpanOutputs[Tensor]
+    rows: slice | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SpanGraph:
+    """A call's span: all its groups in order. It gave ``num_rows`` rows. ``num_bytes`` is what is kept of all that
+    went in and came out and for backward, beside the model's own weights."""
+
+    groups: Sequence[GroupGraph]
+    num_rows: int
     num_bytes: int
 
 
 class SavedBytes:
-    """Counts what autograd saves within `counting`, without what is saved twice or is there anyway."""
+    """Counts what autograd saves within `counting`, without what is saved twice or is there anyway.
+
+    A backward through what was changed in place after it was saved raises UnsupportedModelError. Autograd's own check
+    for that is off where there are hooks.
+    """
 
     def __init__(self, anyway: Collection[int]) -> None:
         """``anyway``: addresses of storages that don't count."""
@@ -39,7 +54,7 @@ class SavedBytes:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """For as long as the block runs."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
             yield
 
     def note(self, tensor: Tensor) -> None:
@@ -50,10 +65,20 @@ class SavedBytes:
             self._seen.add(address)
             self.num_bytes += storage.nbytes()
 
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         self.note(tensor)
-        # A node that held its own output would never be freed.
-        return tensor.detach()
+        # A node that held its own output would never be freed. Both count the same changes.
+        return tensor.detach(), tensor._version
+
+
+def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise UnsupportedModelError(
+            f"backward: a tensor {tuple(tensor.shape)} that the model's gradient depends on was changed in place: "
+            f"got version {tensor._version}, expected {version}"
+        )
+    return tensor
 
 
 class KeptGraphs:

@@ -167,6 +167,25 @@ def test_a_call_that_nobody_wants_any_more_gives_up_its_place() -> None:
         pass
 
 
+def test_a_call_has_all_its_turns_before_another_has_its_first() -> None:
+    turns, order = TrainingTurns(ComputeLock()), []
+
+    def other() -> None:
+        with turns.turn(1.0):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with turns.call():
+        with turns.turn(1.0):
+            order.append("one")
+            thread.start()
+        thread.join(0.1)  # time enough to have its turn, if it could
+        with turns.turn(1.0):
+            order.append("one")
+    thread.join(WAIT_S)
+    assert order == ["one", "one", "other"]
+
+
 def test_training_alone_never_rests() -> None:
     clock = Clock()
     turns = TrainingTurns(ComputeLock(clock), clock=clock, sleep=clock.pass_s)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from programs import eventually
 
+from braid_rpc.errors import UnsupportedModelError
 from braid_rpc.training import SpanOutputs
-from braid_services.shard.training.graphs import KeptGraphs, SavedBytes, SpanGraph
+from braid_services.shard.training.graphs import GroupGraph, KeptGraphs, SavedBytes, SpanGraph
 
 
 def graph(num_bytes: int) -> SpanGraph:
-    return SpanGraph(torch.zeros(1), SpanOutputs(torch.zeros(1)), num_bytes)
+    group = GroupGraph(torch.zeros(1), SpanOutputs(torch.zeros(1)), slice(0, 1))
+    return SpanGraph([group], 1, num_bytes)
 
 
 @given(
@@ -61,7 +64,7 @@ def test_one_that_is_too_large_by_itself_drives_nobody_out() -> None:
 def test_old_ones_go_also_when_nobody_calls() -> None:
     kept = KeptGraphs(100, 0.1)
     one = graph(1)
-    gone = weakref.ref(one.hidden_TD)
+    gone = weakref.ref(one.groups[0].hidden_TD)
     kept.keep("a", one)
     del one
     eventually(lambda: gone() is None, 10.0, "the graph is freed")
@@ -79,6 +82,16 @@ def test_what_autograd_saves_is_counted_once_and_weights_are_not() -> None:
     assert saved.num_bytes == 2 * 8 * 16 * 4
     expected = torch.autograd.grad(torch.tanh((leaf @ weight) ** 2).sum(), leaf)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), leaf), expected)
+
+
+def test_what_was_changed_in_place_since_is_refused_and_gives_no_wrong_gradient() -> None:
+    leaf = torch.tensor([2.0], requires_grad=True)
+    with SavedBytes(()).counting():
+        doubled = 2 * leaf
+        squared = doubled * doubled
+        doubled.add_(1)
+    with pytest.raises(UnsupportedModelError, match=r"\(1,\) .* in place: got version 1, expected 0"):
+        torch.autograd.grad(squared.sum(), leaf)
 
 
 def test_a_graph_is_freed_when_it_is_dropped() -> None:

@@ -15,6 +15,7 @@ from braid_rpc.errors import (
     ContextLengthError,
     FrameError,
     InvalidRequestError,
+    RequestCancelledError,
     ShapeMismatchError,
     StepOrderError,
     UnsupportedModelError,
@@ -137,6 +138,22 @@ def test_gradients_are_the_same_when_the_graph_is_gone(backend: ShardBackend) ->
     assert backend.training.backward("kept", gradients).hidden is None
     assert torch.equal(backend.training.backward("kept", gradients, inputs).hidden, kept)
     assert torch.equal(backend.training.backward("never seen", gradients, inputs).hidden, kept)
+
+
+def test_nothing_is_kept_for_a_caller_who_went_while_the_span_ran(backend: ShardBackend) -> None:
+    ran: list[bool] = []
+
+    def check_wanted() -> None:
+        if ran:
+            raise RequestCancelledError("gone")
+
+    handle = backend.spans.layers[-1].register_forward_hook(lambda *_: ran.append(True))
+    try:
+        with pytest.raises(RequestCancelledError):
+            backend.training.forward(whole(backend), "gone", check_wanted=check_wanted)
+    finally:
+        handle.remove()
+    assert backend.training.graphs.take("gone") is None and not backend.spans.lock.locked()
 
 
 def test_kept_graphs_stay_within_the_configured_bytes() -> None:
