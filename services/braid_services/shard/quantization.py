@@ -3,7 +3,8 @@
 ``int8`` is bitsandbytes' vector-wise int8 (arXiv 2208.07339) for the weights alone: one scale per output,
 activations stay as they are. The mixed decomposition of that paper is left out on purpose: it picks its outlier
 columns over all packed rows, so that a session's numbers would depend on its batch. ``nf4`` is the 4-bit
-NormalFloat of QLoRA (arXiv 2305.14314) in blocks of 64. Embedding, head and norms keep the shard's dtype.
+NormalFloat of QLoRA (arXiv 2305.14314) in blocks of 64; on the CPU the layers that compute with it are our own, as
+bitsandbytes' are wrong there for some shapes. Embedding, head and norms keep the shard's dtype.
 
 Letters: N outputs, K inputs of a linear layer.
 """
@@ -11,6 +12,7 @@ Letters: N outputs, K inputs of a linear layer.
 from __future__ import annotations
 
 import copy
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -108,9 +110,8 @@ def settle(model: Any, where: str) -> None:
     for name, layer in quantized:
         if isinstance(layer, Linear8bitLt):
             model.set_submodule(name, Int8Linear(layer.weight, layer.weight.SCB, layer.bias))
-        else:
-            # Some processors would repack the weights in place at the first call, and lose their gradients.
-            layer.support_avx512bf16_for_cpu = False
+        elif layer.weight.device.type == "cpu":
+            model.set_submodule(name, Linear4bitOnCpu(layer.weight, layer.weight.quant_state, layer.bias))
 
 
 class Int8Linear(nn.Module):
@@ -157,3 +158,54 @@ class _Int8Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         weight_NK, scale_N = ctx.saved_tensors
         return (grads[0] * scale_N) @ weight_NK.to(grads[0].dtype), None, None
+
+
+class Linear4bitOnCpu(nn.Module):
+    """x · Wᵀ + b, where W (N, K) is kept in 4 bits per weight and one scale per block of weights.
+
+    bitsandbytes 0.50 counts blocks from the start of each row on processors with AVX-512, while they are made over
+    the whole matrix: its numbers are wrong there unless blocks divide K. So the rows that it is shown are the blocks.
+    Its own layer would also repack the weights in place at the first call on some processors, and lose their
+    gradients.
+    """
+
+    def __init__(self, weight: nn.Parameter, state: Any, bias_N: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = state.shape
+        self.weight = weight
+        self.bias = None if bias_N is None else nn.Parameter(bias_N.data, requires_grad=False)
+        self._blocks = copy.copy(state)
+        size = math.prod(state.shape)
+        per_row = state.blocksize if size % state.blocksize == 0 else size
+        self._blocks.shape = torch.Size((size // per_row, per_row))
+
+    def dequantized(self) -> Tensor:
+        """W (N, K), in the dtype in which it was quantized."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        blocks: Tensor = dequantize_4bit(self.weight.data, self._blocks)
+        return blocks.view(self.out_features, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, K) to (…, N), in the input's dtype; differentiable in the input."""
+        output: Tensor = _Product4bit.apply(input, self)  # type: ignore[no-untyped-call]
+        return output if self.bias is None else output + self.bias.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        """The shape, as `nn.Linear` shows it."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+class _Product4bit(torch.autograd.Function):
+    """Makes the weights again for the backward pass instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: Linear4bitOnCpu) -> Tensor:
+        ctx.layer = layer
+        return functional.linear(input, layer.dequantized().to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ ctx.layer.dequantized().to(grads[0].dtype), None
