@@ -60,7 +60,7 @@ class LocalShard:
 
     def send_step(self, step: SpanStep[Tensor]) -> None:
         """See `ports.Shard`."""
-        self._started.append(self._thread.submit(self._stream.step, step))
+        self._started.append(self._submit(lambda: self._stream.step(step)))
 
     def receive_step(self) -> SpanResult[Tensor]:
         """See `ports.Shard`."""
@@ -95,7 +95,14 @@ class LocalShard:
 
     def _call(self, function: Callable[[], ResultT]) -> ResultT:
         """On the stream's own thread: its suspended forwards can't leave it."""
-        return self._thread.submit(function).result()
+        return self._submit(function).result()
+
+    def _submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
+        try:
+            return self._thread.submit(function)
+        except RuntimeError:
+            # The interpreter is ending and takes no more work; whoever drives this shard ends with it, quietly.
+            raise SystemExit from None
 
 
 class LocalFusion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -350,3 +351,25 @@ def test_caches_are_free_after_generating(wrappers: list[ModelWrapper]) -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     program = "import sys, braid_orchestrator; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), signal.SIGINT)"], ids=["end", "interrupt"])
+def test_a_program_that_ends_while_generating_ends_quietly(ending: str) -> None:
+    program = f"""
+import os, signal
+from models import tiny_backend
+from braid_orchestrator import BraidedLLM, ModelWrapper
+
+parents = [ModelWrapper.from_backend(tiny_backend(name, 1, width=256, num_layers=8)) for name in ("a", "b")]
+events = BraidedLLM(parents, fusion_strategy="mlp", fusion_layers=[1, 2]).stream("def main", 100)
+next(events), next(events)
+{ending}
+"""
+    tests = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "engine" not in done.stderr
+    assert done.stderr.count("Traceback") == (1 if ending else 0)
+    assert (done.returncode != 0) == bool(ending), done.stderr
