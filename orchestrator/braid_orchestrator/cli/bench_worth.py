@@ -125,8 +125,8 @@ def specialists(
 
     `braid bench worth specialists --plot worth.png --json > worth.json`
 
-    Many runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
-    meaning.
+    Many runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones,
+    without meaning.
     """
     from braid_orchestrator.bench.worth.contest_plot import plot_contest
     from braid_orchestrator.bench.worth.specialist_report import ROWS
@@ -181,8 +181,8 @@ def pretrained(
 
     `braid bench worth pretrained --anchor models/stories260K --text stories.txt --plot worth.png --json > worth.json`
 
-    Ten runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
-    meaning.
+    A dozen runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones,
+    without meaning.
     """
     from braid_orchestrator.bench.worth.contest_plot import plot_contest
     from braid_orchestrator.bench.worth.pretrained import PretrainedOptions, run_pretrained
@@ -229,8 +229,8 @@ def keys(
 
     `braid bench worth keys --plot keys.png --json > keys.json`
 
-    Ten runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones, without
-    meaning.
+    A dozen runs per seed, each of some minutes; the report says how long each took. With `--quick` tiny ones,
+    without meaning.
     """
     from braid_orchestrator.bench.worth.key_plot import plot_keys
     from braid_orchestrator.bench.worth.keys import VARIANTS, run_keys
