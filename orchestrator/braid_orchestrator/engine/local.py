@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from braid_fusion.plan import BraidPlan
 from braid_orchestrator.engine.ports import FuseResult, PointMetrics
+from braid_orchestrator.engine.worker_thread import WorkerThread
 from braid_rpc.cards import ChatFormat, ShardCard
 from braid_rpc.publishing import PublishedVersion
 from braid_rpc.steps import Lane, OpenSession, Segment, SpanResult, SpanStep
@@ -31,7 +32,7 @@ class LocalShard:
     def __init__(self, backend: ShardBackend) -> None:
         self._backend = backend
         self._stream: ShardStream = backend.stream()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{backend.card.name}")
+        self._thread = WorkerThread(f"shard-{backend.card.name}")
         self._started: deque[Future[SpanResult[Tensor]]] = deque()
 
     @property
@@ -60,7 +61,7 @@ class LocalShard:
 
     def send_step(self, step: SpanStep[Tensor]) -> None:
         """See `ports.Shard`."""
-        self._started.append(self._submit(lambda: self._stream.step(step)))
+        self._started.append(self._thread.submit(lambda: self._stream.step(step)))
 
     def receive_step(self) -> SpanResult[Tensor]:
         """See `ports.Shard`."""
@@ -95,14 +96,7 @@ class LocalShard:
 
     def _call(self, function: Callable[[], ResultT]) -> ResultT:
         """On the stream's own thread: its suspended forwards can't leave it."""
-        return self._submit(function).result()
-
-    def _submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
-        try:
-            return self._thread.submit(function)
-        except RuntimeError:
-            # The interpreter is ending and takes no more work; whoever drives this shard ends with it, quietly.
-            raise SystemExit from None
+        return self._thread.submit(function).result()
 
 
 class LocalFusion:

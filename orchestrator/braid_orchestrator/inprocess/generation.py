@@ -58,9 +58,7 @@ class InProcessBraid:
             name, [LocalShard(backend) for backend in backends], fusion, plan, lanes, LimitsConfig()
         )
         self._engine.start()
-        self.stop = weakref.finalize(self, self._engine.stop)
-        # When the interpreter ends, so do all threads; by then they take no more work.
-        self.stop.atexit = False
+        self.stop = weakref.finalize(self, self._engine.stop)  # at the latest when the program ends
 
     def stream(self, request: GenerateRequest) -> Iterator[Event]:
         """The request's events, as they come. Leaving early cancels it. Raises: BraidError."""

@@ -353,23 +353,35 @@ def test_importing_the_package_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), signal.SIGINT)"], ids=["end", "interrupt"])
-def test_a_program_that_ends_while_generating_ends_quietly(ending: str) -> None:
-    program = f"""
-import os, signal
+PROGRAM = """
+import os, signal, threading
 from models import tiny_backend
 from braid_orchestrator import BraidedLLM, ModelWrapper
 
 parents = [ModelWrapper.from_backend(tiny_backend(name, 1, width=256, num_layers=8)) for name in ("a", "b")]
-events = BraidedLLM(parents, fusion_strategy="mlp", fusion_layers=[1, 2]).stream("def main", 100)
+events = BraidedLLM(parents, fusion_strategy="mlp", fusion_layers=[1, 2]).stream("def main", 40)
 next(events), next(events)
-{ending}
 """
+
+
+def run_program(ending: str) -> subprocess.CompletedProcess[str]:
     tests = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)])}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
-    )
+    program = [sys.executable, "-c", PROGRAM + ending]
+    return subprocess.run(program, capture_output=True, text=True, env=environment, check=False, timeout=200)
+
+
+@pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), signal.SIGINT)"], ids=["end", "interrupt"])
+def test_a_program_that_ends_while_generating_ends_quietly(ending: str) -> None:
+    done = run_program(ending)
     assert "engine" not in done.stderr
     assert done.stderr.count("Traceback") == (1 if ending else 0)
     assert (done.returncode != 0) == bool(ending), done.stderr
+
+
+def test_a_thread_that_outlives_the_main_one_generates_to_the_end() -> None:
+    count = "print(len(list(events)))"
+    here, there = (run_program(one) for one in (count, f"threading.Thread(target=lambda: {count}).start()"))
+    assert (there.returncode, there.stderr) == (0, "")
+    assert there.stdout == here.stdout
+    assert int(there.stdout) > 10
