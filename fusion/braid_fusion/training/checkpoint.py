@@ -68,6 +68,10 @@ class CheckpointFolder:
         write_whole(path, dump_tensors({name: tensor.contiguous() for name, tensor in parameters.items()}))
         return path
 
+    def drop_best(self) -> None:
+        """Remove the parameters of the best evaluation, if they are there. Raises: OSError."""
+        (self.folder / BEST_FILE).unlink(missing_ok=True)
+
     def refuse_another_run(self) -> None:
         """Raises: CheckpointMismatchError if there are checkpoints, which a new run would mix with its own."""
         found = steps_in(self.folder)

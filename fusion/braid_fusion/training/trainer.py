@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from braid_fusion.errors import TrainingDivergedError
-from braid_fusion.training.checkpoint import CheckpointFolder, read_checkpoint
+from braid_fusion.training.checkpoint import CheckpointFolder, last_checkpoint, read_checkpoint
 from braid_fusion.training.config import TrainerConfig, plain
 from braid_fusion.training.early_stopping import StopWatch
 from braid_fusion.training.interrupt import StopWish, stop_on_interrupt
@@ -147,16 +147,23 @@ class Trainer(Generic[BatchT]):
         """Train to the end.
 
         Args:
-            resume_from: a checkpoint, or a folder of which the last is taken. Checkpoints of later steps are removed,
-                and the log is cut, for these steps are done anew.
+            resume_from: a checkpoint, or a folder of which the last is taken. In the folder of this run, what is of
+                later steps is removed, and the log is cut, for these steps are done anew; checkpoints of another run
+                are refused there.
 
         Raises: TrainingError of each kind, whatever the loss raises; OSError from writing.
         """
         if resume_from is not None:
-            self._state.restore(read_checkpoint(resume_from))
+            path = last_checkpoint(resume_from)
+            is_own = (
+                self._checkpoints is not None and path.parent.resolve() == self._checkpoints.folder.resolve()
+            )
+            if self._checkpoints is not None and not is_own:
+                self._checkpoints.refuse_another_run()
+            self._state.restore(read_checkpoint(path))
             self._saved_step = self._state.position.step
-            if self._checkpoints is not None and self._writes:
-                self._checkpoints.drop_after(self._saved_step)  # before the log is cut: never ahead of it
+            if is_own and self._writes:
+                self._forget_later_steps()  # before the log is cut: never ahead of it
         elif self._checkpoints is not None:
             self._checkpoints.refuse_another_run()
         resume_step = None if resume_from is None else self._state.position.step
@@ -173,6 +180,15 @@ class Trainer(Generic[BatchT]):
         if self._state.position.stopped_by is not None and stopping is not None and stopping.put_back:
             self._state.put_best_back()
         return self._record()
+
+    def _forget_later_steps(self) -> None:
+        if self._checkpoints is None:
+            return
+        self._checkpoints.drop_after(self._saved_step)
+        if self._state.best is None:
+            self._checkpoints.drop_best()
+        else:
+            self._checkpoints.save_best(self._state.best)
 
     def _loop(self, bar: ProgressBar, wish: StopWish) -> None:
         position = self._state.position

@@ -71,8 +71,9 @@ def fit_readouts(
     Raises: InvalidRequestError for texts shorter than a window; BraidError of every kind.
     """
     gate = FusionStack(outputs_plan(plan, "gate"))
-    accumulate = -(-options.batch_size // (options.windows_at_once or options.batch_size))
-    batch_size = -(-options.batch_size // accumulate)
+    at_once = min(options.windows_at_once or options.batch_size, options.batch_size)
+    batch_size = max(size for size in range(1, at_once + 1) if options.batch_size % size == 0)
+    accumulate = options.batch_size // batch_size
     batches = TextBatches(texts.training, options.window, batch_size, options.seed)
     held_out = None
     if texts.held_out is not None:

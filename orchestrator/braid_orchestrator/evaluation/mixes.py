@@ -16,8 +16,9 @@ from torch import Tensor
 
 from braid_rpc.errors import InvalidRequestError
 
-_MAX_EM_STEPS = 1000
-_EM_GAIN = 1e-6
+_BARRIERS = (1e-2, 1e-4, 1e-6, 1e-8)
+_MAX_NEWTON_STEPS, _MAX_HALVINGS = 50, 40
+_ENOUGH = 1e-2  # of the barrier: a step that gains less would not show in what the barrier itself costs
 
 
 def uniform_log_weights(num_rows: int, num_shards: int) -> Tensor:
@@ -53,22 +54,58 @@ def posterior_log_weights(own_TS: Tensor, lengths: Sequence[int], forgetting: fl
 def global_log_weights(own_TS: Tensor) -> Tensor:
     """(S,) float64: the weights, the same for all tokens, whose mix gives these tokens most.
 
-    By expectation maximisation from even weights (Dempster, Laird and Rubin, 1977): the loss has one minimum, and no
-    step goes uphill. Ends when a step gains less than a millionth of a nat per token, or after a thousand.
+    To a millionth of a nat per token: by Newton's method under a logarithmic barrier that keeps weights above zero
+    (Boyd and Vandenberghe, Convex Optimization, section 11.3). The loss is convex, so this is the least that there
+    is, however alike the shards are.
     """
     own_TS = own_TS.double()
-    num_tokens, num_shards = own_TS.shape
-    log_weights_S = torch.full((num_shards,), -math.log(num_shards), dtype=torch.float64)
-    before = -math.inf
-    for _ in range(_MAX_EM_STEPS):
-        joint_TS = own_TS + log_weights_S
-        logprob_T = joint_TS.logsumexp(-1)
-        mean = float(logprob_T.mean())
-        if not mean - before > _EM_GAIN:
-            break
-        before = mean
-        log_weights_S = (joint_TS - logprob_T[:, None]).logsumexp(0) - math.log(num_tokens)
-    return log_weights_S
+    own_TS = own_TS[own_TS.isfinite().any(-1)]  # nobody's weight helps a token that all think impossible
+    num_shards = own_TS.shape[1]
+    weights_S = torch.full((num_shards,), 1.0 / num_shards, dtype=torch.float64)
+    if own_TS.shape[0] == 0:
+        return weights_S.log()
+    # Relative to the best shard at each token, which moves the loss and not its minimum.
+    share_TS = (own_TS - own_TS.amax(-1, keepdim=True)).exp()
+    for barrier in _BARRIERS:
+        for _ in range(_MAX_NEWTON_STEPS):
+            step_S, decrease = _newton_step(share_TS, weights_S, barrier)
+            if decrease <= _ENOUGH * barrier:
+                break
+            weights_S = _downhill(share_TS, weights_S, barrier, step_S, decrease)
+    return weights_S.log() - weights_S.sum().log()
+
+
+def _barrier_loss(share_TS: Tensor, weights_S: Tensor, barrier: float) -> float:
+    return -float((share_TS @ weights_S).log().mean() + barrier * weights_S.log().sum())
+
+
+def _newton_step(share_TS: Tensor, weights_S: Tensor, barrier: float) -> tuple[Tensor, float]:
+    """Where the loss's second-order model is least among weights of the same sum, and how much less it is there,
+    twice."""
+    num_shards = weights_S.shape[0]
+    ratio_TS = share_TS / (share_TS @ weights_S)[:, None]
+    gradient_S = -ratio_TS.mean(0) - barrier / weights_S
+    system = torch.zeros(num_shards + 1, num_shards + 1, dtype=torch.float64)
+    # In units of the weights, or a weight near zero would make the system singular.
+    scaled_TS = ratio_TS * weights_S
+    system[:-1, :-1] = scaled_TS.T @ scaled_TS / ratio_TS.shape[0] + barrier * torch.eye(num_shards).double()
+    system[:-1, -1] = system[-1, :-1] = weights_S
+    right_hand = torch.cat((-gradient_S * weights_S, torch.zeros(1, dtype=torch.float64)))
+    step_S = weights_S * torch.linalg.solve(system, right_hand)[:-1]
+    return step_S, -float(gradient_S @ step_S)
+
+
+def _downhill(share_TS: Tensor, weights_S: Tensor, barrier: float, step_S: Tensor, decrease: float) -> Tensor:
+    """As far along the step as weights stay above zero and the loss falls."""
+    shrinking_S = (-step_S / weights_S).amax()
+    length = min(1.0, 0.99 / float(shrinking_S)) if float(shrinking_S) > 0.0 else 1.0
+    before = _barrier_loss(share_TS, weights_S, barrier)
+    for _ in range(_MAX_HALVINGS):
+        there_S = weights_S + length * step_S
+        if _barrier_loss(share_TS, there_S, barrier) <= before - 0.1 * length * decrease:
+            return there_S
+        length /= 2
+    return weights_S
 
 
 def check_forgetting(forgetting: float) -> None:

@@ -15,12 +15,12 @@ CHECKPOINTS = "checkpoints"
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
     """Within it, an OSError leaves as a StorageError, which says what the run in ``folder`` can go on from. One of a
-    connection, which is an OSError to Python, stays what it is."""
+    connection, which is an OSError to Python and names no file, stays what it is."""
     try:
         yield
-    except (ConnectionError, TimeoutError):
-        raise
     except OSError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)) and error.filename is None:
+            raise
         raise StorageError(f"run in {folder}: cannot be written: {error}; {_what_is_left(folder)}") from error
 
 

@@ -174,10 +174,9 @@ def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Workers have a working folder of their own."""
 
     def absolute(text: str) -> str:
-        folder = hub.folder_of(text) if text.startswith(hub.PREFIX) else text
-        if folder is None or not Path(folder).exists():
-            return text
-        return text.replace(folder, str(Path(folder).resolve()), 1)
+        if text.startswith(hub.PREFIX):
+            return hub.with_absolute_folder(text)
+        return str(Path(text).resolve()) if Path(text).exists() else text
 
     return tuple(absolute(text) for text in texts)
 

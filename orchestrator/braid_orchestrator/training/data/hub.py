@@ -65,30 +65,42 @@ def open_dataset(spec: str, field: str | None) -> DatasetRows:
         raise _refusal(spec, error) from error
     fields = fields_of_document(rows.column_names, match["field"] or field, spec)
     return DatasetRows(
-        spec, _origins(library, match["name"], rows, split), rows.select_columns(list(fields)), fields
+        spec, _origins(library, match["name"], rows, split, fields), rows.select_columns(list(fields)), fields
     )
 
 
-def folder_of(spec: str) -> str | None:
-    """The data set's folder on this machine, as it is named in ``spec``; None: the name is one on the hub."""
+def with_absolute_folder(spec: str) -> str:
+    """The same data set, named from wherever; unchanged if it is no folder on this machine.
+
+    Raises: InvalidRequestError for a folder whose whole path can't be part of a spec.
+    """
     match = _SPEC.fullmatch(spec)
-    return match["name"] if match is not None and Path(match["name"]).exists() else None
+    if match is None or not Path(match["name"]).exists():
+        return spec
+    folder = str(Path(match["name"]).resolve())
+    absolute = f"{spec[: match.start('name')]}{folder}{spec[match.end('name') :]}"
+    again = _SPEC.fullmatch(absolute)
+    if again is None or again["name"] != folder:
+        raise InvalidRequestError(f"{spec}: got the folder {folder}, expected a path without '@' and ':'")
+    return absolute
 
 
-def _origins(library: ModuleType, name: str, rows: Any, split: str) -> frozenset[Origin]:
+def _origins(
+    library: ModuleType, name: str, rows: Any, split: str, fields: tuple[str, ...]
+) -> frozenset[Origin]:
     """Which rows of which splits; a split may be sliced, and several joined by a plus. Where nobody says how many
     rows splits have, the word itself."""
     name = str(Path(name).resolve()) if Path(name).exists() else name
     whole = {one: info.num_examples for one, info in (rows.info.splits or {}).items()}
     prefix = f"{PREFIX}{name}@{rows.info.config_name}"
     if not whole:
-        return frozenset([Origin(f"{prefix}:{split}")])
+        return frozenset([Origin(f"{prefix}:{split}", fields=fields)])
     if split == _ALL_SPLITS:
         parts = [(one, 0, size) for one, size in whole.items()]
     else:
         instruction = library.ReadInstruction.from_spec(split)
         parts = [(part.splitname, part.from_, part.to) for part in instruction.to_absolute(whole)]
-    return frozenset(Origin(f"{prefix}:{one}", begin, end) for one, begin, end in parts)
+    return frozenset(Origin(f"{prefix}:{one}", begin, end, fields) for one, begin, end in parts)
 
 
 def _library(spec: str) -> ModuleType:

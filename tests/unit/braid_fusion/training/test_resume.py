@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 import training_runs
+from safetensors.torch import load_file
 from training_runs import TinyModel, everything, tiny_trainer
 
 from braid_fusion.errors import CheckpointMismatchError, NoCheckpointError, TrainingDataError
 from braid_fusion.training import EarlyStopping, OptimiserConfig, Trainer
-from braid_fusion.training.checkpoint import steps_in
+from braid_fusion.training.checkpoint import BEST_FILE, read_checkpoint, steps_in
 
 
 class KilledError(BaseException):
@@ -79,6 +80,29 @@ def test_the_best_weights_of_before_the_break_come_back(tmp_path: Path) -> None:
     resumed = tiny_trainer(tmp_path / "broken", early_stopping=worst)
     resumed.run(tmp_path / "broken" / "checkpoints")
     assert everything(resumed) == everything(straight)
+
+
+def test_going_on_from_an_earlier_checkpoint_forgets_a_later_best(tmp_path: Path) -> None:
+    """What is on disk is of the run that the log tells of."""
+    latest = EarlyStopping(patience=None)  # the last evaluation's, while the loss falls
+    checkpoints = tmp_path / "checkpoints"
+    tiny_trainer(tmp_path, early_stopping=latest, checkpoint_every=6, keep_checkpoints=9).run()
+    later = load_file(checkpoints / BEST_FILE)
+    torch.manual_seed(5)
+    run_until(tmp_path, 7, checkpoints / "step-00000006.ckpt", early_stopping=latest)
+    earlier = load_file(checkpoints / BEST_FILE)
+    best = read_checkpoint(checkpoints / "step-00000006.ckpt")["best"]
+    assert all(torch.equal(earlier[name], best[name]) for name in best)
+    assert not all(torch.equal(earlier[name], later[name]) for name in best)
+
+
+def test_checkpoints_of_another_run_are_left_alone(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        tiny_trainer(tmp_path / name, checkpoint_every=6).run()
+    before = steps(tmp_path / "other" / "checkpoints")
+    with pytest.raises(CheckpointMismatchError, match="checkpoints of another run"):
+        tiny_trainer(tmp_path / "other").run(tmp_path / "one" / "checkpoints" / "step-00000006.ckpt")
+    assert steps(tmp_path / "other" / "checkpoints") == before
 
 
 def test_dropout_and_epochs_really_take_part(tmp_path: Path) -> None:

@@ -69,6 +69,43 @@ def test_global_weights_are_the_best_that_there_are() -> None:
     assert float(found.exp()[0]) == pytest.approx(float(weights[losses.argmin()]), abs=0.01)
 
 
+@pytest.mark.parametrize("noise", [1e-3, 0.05, 0.2, 3.0])
+@pytest.mark.parametrize("num_shards", [2, 5])
+def test_no_other_global_weights_are_better_however_alike_shards_are(noise: float, num_shards: int) -> None:
+    """The loss is convex: at its least, moving a little weight to any shard gains nothing."""
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(3000, 50, generator=generator, dtype=torch.float64) * 2
+    targets = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    own = torch.stack(
+        [
+            (logits + index * noise * torch.randn(logits.shape, generator=generator, dtype=torch.float64))
+            .log_softmax(-1)
+            .gather(1, targets)[:, 0]
+            for index in range(num_shards)
+        ],
+        dim=1,
+    )
+    found = global_log_weights(own)
+    assert float(found.exp().sum()) == pytest.approx(1.0)
+    mix = (own + found).logsumexp(-1)
+    gains = (own - mix[:, None]).exp().mean(0)
+    # By convexity nothing is better by more than this.
+    assert float(gains.amax()) - 1.0 <= 1e-6
+    assert float(-mix.mean()) <= float(-own.mean(0).amax()) + 1e-6
+
+
+def test_tokens_that_nobody_thinks_possible_decide_nothing() -> None:
+    own = own_logprobs()
+    more = torch.cat((own, torch.full((5, 3), -math.inf, dtype=torch.float64)))
+    torch.testing.assert_close(global_log_weights(more), global_log_weights(own))
+    torch.testing.assert_close(
+        global_log_weights(more[-5:]).exp(), torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
+    impossible = own.clone()
+    impossible[2, 0] = -math.inf
+    assert bool(global_log_weights(impossible).isfinite().all())
+
+
 def test_of_a_shard_that_is_always_better_the_others_take_nothing() -> None:
     own = torch.tensor([[-2.0, -6.0]]).expand(50, -1)
     assert float(global_log_weights(own).exp()[0]) > 0.9999

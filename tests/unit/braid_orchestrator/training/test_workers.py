@@ -88,6 +88,18 @@ def test_workers_find_what_is_named_from_here(tmp_path: Path, monkeypatch: pytes
     )
 
 
+def test_only_the_folder_of_a_data_set_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("f", "odd@place/f"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert workers._absolute(("hf:f:f:f",)) == (f"hf:{tmp_path.resolve()}/f:f:f",)
+    monkeypatch.chdir(tmp_path / "odd@place")
+    with pytest.raises(InvalidRequestError, match=r"got the folder .*odd@place/f, expected a path"):
+        workers._absolute(("hf:f",))
+
+
 def test_without_ray_train_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", None)
     with pytest.raises(ConfigError, match=r"pip install 'braid\[workers\]'"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from braid_orchestrator.training.data.documents import Skipped
-from braid_orchestrator.training.data.hub import folder_of, open_dataset
+from braid_orchestrator.training.data.hub import open_dataset, with_absolute_folder
 from braid_orchestrator.training.data.origins import in_common, taken_twice
 from braid_orchestrator.training.data.sources import ReadingOptions, find_source
 from braid_rpc.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
@@ -91,6 +91,16 @@ def test_parts_of_a_split_are_told_apart(folder: Path, one: str, other: str, is_
     assert (taken_twice([some, others]) is not None) == is_common
 
 
+def test_two_fields_of_a_row_are_two_texts_of_one_origin(tmp_path: Path) -> None:
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"title": ["a"], "body": ["b"]}).to_parquet(folder / "train.parquet")
+    title, body = (open_dataset(f"hf:{folder}:train:{field}", None).origins for field in ("title", "body"))
+    assert taken_twice([title, body]) is None
+    assert taken_twice([title, body, title]) is not None
+    assert in_common(title, body) is not None
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
@@ -138,6 +148,6 @@ def test_rows_of_a_hub_are_read_like_any(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_folder_is_told_from_a_name_on_the_hub(folder: Path) -> None:
-    assert folder_of("hf:verses@default:train[:2]") == "verses"
-    assert folder_of(f"hf:{folder}") == str(folder)
-    assert folder_of("hf:someone/else") is None and folder_of("hf:a:b:c:d") is None
+    assert with_absolute_folder("hf:verses@default:train[:2]") == f"hf:{folder}@default:train[:2]"
+    for same in (f"hf:{folder}", "hf:someone/else", "hf:a:b:c:d"):
+        assert with_absolute_folder(same) == same
