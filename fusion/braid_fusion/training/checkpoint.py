@@ -107,7 +107,8 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Of a folder, its last one's.
 
-    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written;
+    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written, which names the
+        one before it;
         CheckpointMismatchError for one of another version of Braid.
     """
     path = last_checkpoint(path)
@@ -125,9 +126,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "it, with which the run can go on; here it has to begin anew, in another folder"
         )
     if heading != expected:
-        raise CorruptCheckpointError(f"{path}: got heading {heading[:90]!r}, expected {expected!r}")
+        raise CorruptCheckpointError(
+            f"{path}: damaged, or no checkpoint: got content that is not what its first line says, expected a line "
+            f"with the content's SHA-256; {_way_on(path)}"
+        )
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
-        raise CorruptCheckpointError(f"{path}: got what torch can't load: {error}") from error
+        raise CorruptCheckpointError(
+            f"{path}: damaged: got what torch can't load: {error}; {_way_on(path)}"
+        ) from error
     return content
+
+
+def _way_on(path: Path) -> str:
+    """How a run whose last checkpoint can't be read goes on."""
+    found = [other for _, other in steps_in(path.parent)]
+    before = found[: found.index(path)] if path in found else []
+    if not before:
+        return "there is none before it in its folder, so the run has to begin anew, in another folder"
+    return f"remove it, and the run can be resumed from {before[-1].name}, the one before it"

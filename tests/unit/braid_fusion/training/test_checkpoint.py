@@ -93,7 +93,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 4
     path.write_bytes(data)
-    with pytest.raises(CorruptCheckpointError, match="got heading"):
+    with pytest.raises(CorruptCheckpointError, match="damaged, or no checkpoint: got content that is not"):
         read_checkpoint(path)
 
 
@@ -112,10 +112,26 @@ def test_half_a_file_an_empty_one_and_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpointError, match=path.name):
         read_checkpoint(path)
     path.write_bytes(b"")
-    with pytest.raises(CorruptCheckpointError, match="got heading b''"):
+    with pytest.raises(CorruptCheckpointError, match=r"step-00000001\.ckpt: damaged, or no"):
         read_checkpoint(tmp_path)
     with pytest.raises(NoCheckpointError, match=r"step-00000002\.ckpt: no run here to go on with"):
         read_checkpoint(tmp_path / "step-00000002.ckpt")
+
+
+def test_a_damaged_one_is_told_with_what_the_run_can_go_on_from(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=3)
+    paths = [folder.save(step, CONTENT) for step in (99_999_999, 100_000_000)]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptCheckpointError, match="damaged") as raised:
+        read_checkpoint(tmp_path)
+    assert "remove it, and the run can be resumed from step-99999999.ckpt, the one before it" in str(
+        raised.value
+    )
+    assert "100000000" in str(raised.value)
+    paths[1].unlink()
+    with pytest.raises(CorruptCheckpointError, match=r"none before it in its folder.*begin anew"):
+        read_checkpoint(tmp_path)
 
 
 class Malicious:
