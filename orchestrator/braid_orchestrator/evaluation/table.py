@@ -76,7 +76,8 @@ def _captions(report: Report) -> list[str]:
             f"global mix and token gate: fitted on {', '.join(fit['texts'])} ({fit['tokens']:,} tokens, "
             f"{fit['steps_done']} steps of {fit['batch_size']} × {fit['window']} tokens)"
         )
-    lines.append("oracle: of each token what the shard that gives it most gives it; no model can do that")
+    if any(row.kind == "bound" for text in report.texts for row in text.rows):
+        lines.append("oracle: of each token what the shard that gives it most gives it; no model can do that")
     if any(len({row.num_tokens for row in text.rows}) > 1 for text in report.texts):
         lines.append("a shard with another tokenizer is scored on its own tokens")
     return lines

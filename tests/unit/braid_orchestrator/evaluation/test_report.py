@@ -76,6 +76,15 @@ def test_a_table_fits_a_terminal_and_marks_the_bound() -> None:
     assert "accuracy" not in shown and "±0" not in shown and "1 window" in shown
 
 
+def test_the_oracle_is_explained_where_it_is_shown() -> None:
+    alone = make_report(
+        [MeasuredText("text", "window", 1, {A: sums(20.0, 30.0), BRAID: sums(18.0, 27.0)})], Resampling(10)
+    )
+    assert "oracle" in str(report_table(report()).caption) and "oracle" not in str(
+        report_table(alone).caption
+    )
+
+
 def test_a_picture_is_drawn_with_and_without_accuracy(tmp_path: Path) -> None:
     for name, shown in (("all", report()), ("bits", report(hits=False)), ("single", report(units=1))):
         plot_report(shown, tmp_path / "new" / f"{name}.png")
