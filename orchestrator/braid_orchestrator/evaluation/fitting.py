@@ -74,7 +74,8 @@ def fit_readouts(
     at_once = min(options.windows_at_once or options.batch_size, options.batch_size)
     batch_size = max(size for size in range(1, at_once + 1) if options.batch_size % size == 0)
     accumulate = options.batch_size // batch_size
-    batches = TextBatches(texts.training, options.window, batch_size, options.seed)
+    name = "fit" if texts.held_out is None else "fit, without what is held out of it"
+    batches = TextBatches(texts.training, options.window, batch_size, options.seed, name=name)
     held_out = None
     if texts.held_out is not None:
         held_out = EvaluationBatches(texts.held_out, options.window, batch_size)

@@ -31,6 +31,7 @@ class TextBatches:
         batch_size: windows per batch.
         seed: of the order; the same seed gives the same batches.
         packing: see `windows`; None: whole documents if there are prompts among them, else packed.
+        name: of the corpus, in errors.
 
     Raises: InvalidRequestError for numbers out of range, or a packed corpus shorter than one window.
     """
@@ -42,6 +43,7 @@ class TextBatches:
         batch_size: int,
         seed: int = 0,
         packing: Packing | None = None,
+        name: str = "text",
     ) -> None:
         if batch_size < 1:
             raise InvalidRequestError(f"batch size: got {batch_size} windows, expected at least 1")
@@ -53,8 +55,8 @@ class TextBatches:
         self._windows = cut_windows(corpus, window, self.packing)
         if self.packing == "packed" and corpus.num_tokens < window + 1:
             raise InvalidRequestError(
-                f"text: got {corpus.num_tokens} tokens, expected at least {window + 1}: a window of {window} and the "
-                "token behind it"
+                f"{name}: got {corpus.num_tokens} tokens, expected at least {window + 1}: a window of {window} and "
+                "the token behind it"
             )
         self._order = EpochOrder(self._windows.epoch, seed)
         self._rank, self._num_workers = 0, 1
