@@ -1,5 +1,5 @@
 """`python -m braid_orchestrator.cli`: what child processes are started with."""
 
-from braid_orchestrator.cli.main import app
+from braid_orchestrator.cli.entry import run
 
-app(prog_name="braid")
+run()

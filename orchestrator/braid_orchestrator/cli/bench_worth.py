@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, Self, TypeVar
 import typer
 
 from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
+from braid_orchestrator.cli.console import interruption_told
 from braid_orchestrator.cli.options import JsonOption
 from braid_orchestrator.pictures import check_plotting
 
@@ -85,7 +86,8 @@ def _carry_out(
         options, work = options.quick(), work / "quick"
     if plot is not None:
         check_plotting()
-    with progress_bar() as progress:
+    kept = f"runs that were finished are in {work}, from which the same command goes on"
+    with interruption_told(lambda: kept), progress_bar() as progress:
         report = run(options, work, progress)
     if plot is not None:
         draw(report, plot)

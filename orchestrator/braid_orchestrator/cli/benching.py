@@ -32,14 +32,15 @@ def show(report: Report, as_json: bool, markdown: bool) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """What a benchmark tells of its progress, as a bar on stderr that goes away at the end."""
+    """What a command tells of its progress, as a bar on stderr that goes away at the end; nothing, not even an empty
+    line, where that is no terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(what: str, done: int, total: int) -> None:

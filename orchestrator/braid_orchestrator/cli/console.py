@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -18,7 +20,7 @@ from braid_rpc.errors import BraidError, InvalidRequestError, NotFoundError
 out = Console()
 err = Console(stderr=True)
 
-BAD_INPUT, FAILED = 2, 1
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def print_json(value: Any) -> None:
@@ -37,13 +39,24 @@ def announce(line: str) -> None:
     sys.stdout.flush()
 
 
+@contextmanager
+def interruption_told(what: Callable[[], str]) -> Iterator[None]:
+    """Within it, Ctrl-C ends the command with one line, which ends in ``what`` is to be said of it then."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        err.print(f"interrupted: {what()}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from error
+
+
 def exit_code(error: BraidError) -> int:
     """2 if the user has to change what was asked for, 1 if the world has to."""
     return BAD_INPUT if isinstance(error, InvalidRequestError | NotFoundError) else FAILED
 
 
 class ErrorsInOneLine(TyperGroup):
-    """Ends a command that raised a `BraidError` with its message and an exit code, never with a traceback."""
+    """Ends a command that raised a `BraidError` with its message and an exit code, never with a traceback; and one
+    that Ctrl-C ended without its saying anything with a word."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -52,6 +65,9 @@ class ErrorsInOneLine(TyperGroup):
         except BraidError as error:
             err.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True, highlight=False)
             raise typer.Exit(exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            err.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from error
 
 
 def log_to_stderr() -> None:
