@@ -42,7 +42,7 @@ def save_stack(
     Raises: NotAVersion, with nothing touched, if something else is there; OSError, such as for a full disk.
     """
     folder = Path(folder)
-    _refuse_what_is_no_version(folder)
+    refuse_what_is_no_version(folder)
     write_version(folder, pack_stack(stack, training_record), overwrite=True)
     return read_card(folder)
 
@@ -71,7 +71,8 @@ def write_version(folder: Path, weights: PackedWeights, *, overwrite: bool = Fal
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _refuse_what_is_no_version(folder: Path) -> None:
+def refuse_what_is_no_version(folder: Path) -> None:
+    """Raises: NotAVersion if something is there that is no version, which `save_stack` would destroy."""
     if folder.name in ("", ".."):
         raise NotAVersion(f"weights: got {str(folder)!r}, expected a path that ends in a version's name")
     if not folder.is_dir() or folder.is_symlink():

@@ -152,6 +152,7 @@ def test_the_version_that_is_active_in_the_store_is_evaluated(
 def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text(" \n \n")
+    (tmp_path / "short.txt").write_text("there is ")
     one = ("--text", tmp_path / "one.txt")
     other = tmp_path / "other.yaml"
     settings = yaml.safe_load(config.read_text())
@@ -169,15 +170,39 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path:
         ((*one, "--weights", tmp_path / "none"), 2, "no file or folder"),
         ((*one, "--shard", "left=127.0.0.1:1"), 2, "--shard: got none for right"),
         ((*one, "--join"), 2, "got no state store"),
+        ((*one, "--state", "redis://127.0.0.1:1"), 2, "--state: got a state store without --join"),
+        ((*one, "--fit", tmp_path / "short.txt"), 2, "fit, without what is held out of it: got"),
         ((*one, "--forgetting", "2"), 2, "forgetting: got 2.0"),
         ((*one, "--unit", "line"), 2, "unit: got 'line'"),
         ((*one, "--confidence", "0"), 2, "confidence: got 0.0"),
-        ((*one, "--json", tmp_path), 1, "figures cannot be written"),
     ]
     for arguments, code, words in refused:
         got, _, err = run(config, *arguments)
-        last = err.strip().splitlines()[-1]  # behind what loading models shows
+        *left_out, last = err.splitlines()
         assert got == code and last.startswith("error: ") and words in last, (arguments, got, err)
+        assert all(line.startswith("left out: ") for line in left_out), err
+
+
+def test_what_needs_no_model_is_refused_before_any_is_loaded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr("braid_orchestrator.training.reaching.load_here", load)
+    (tmp_path / "folder").mkdir()
+    one = ("--text", tmp_path / "one.txt")
+    refused: list[tuple[tuple[str | Path, ...], int, str]] = [
+        (("--text", tmp_path / "eno.txt"), 2, "eno.txt: no such file"),
+        ((*one, "--fit", tmp_path / "tif.txt"), 2, "tif.txt: no such file"),
+        ((*one, "--json", tmp_path / "folder"), 1, "figures cannot be written: [Errno 21] Is a directory"),
+        ((*one, "--json", tmp_path / "one.txt" / "f.json"), 1, "figures cannot be written: [Errno 20]"),
+        ((*one, "--json", "/proc/nope/f.json"), 1, "figures cannot be written: [Errno 2]"),
+        ((*one, "--png", "/proc/nope/f.png"), 1, "figures cannot be written: [Errno 2]"),
+    ]
+    for arguments, code, words in refused:
+        got, _, err = run(config, *arguments)
+        assert got == code and words in err and len(err.splitlines()) == 1, (arguments, got, err)
 
 
 def test_mixes_are_fitted_within_what_a_shard_takes(config: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
         ((*fresh, "--config", one_for_all), 2, "got no trainable parameter"),
         ((*fresh, "--shard", "left=127.0.0.1:1"), 2, "--shard: got none for right"),
         ((*fresh, "--join"), 2, "got no state store"),
+        ((*fresh, "--state", "redis://127.0.0.1:1"), 2, "--state: got a state store without --join"),
         ((*fresh, *away), 1, "shard 'left': 127.0.0.1:1"),
         ((*fresh, "--publish", "http://127.0.0.1:9"), 1, "http://127.0.0.1:9: no answer"),
         ((*fresh, "--publish", "127.0.0.1:9"), 1, "127.0.0.1:9"),
@@ -85,9 +86,28 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
     ]
     for more, code, words in refused:
         got, _, err = run(config, *more)
-        last = err.strip().splitlines()[-1]  # behind what loading models shows
-        assert got == code and last.startswith("error: ") and words in last, (more, got, err)
+        lines = err.splitlines()
+        assert got == code and len(lines) == 1, (more, got, err)
+        assert lines[0].startswith("error: ") and words in lines[0], (more, got, err)
         assert not (tmp_path / "fresh").exists(), more
+
+
+def test_a_text_that_is_not_there_is_refused_before_models_are_loaded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr("braid_orchestrator.training.reaching.load_here", load)
+    text = tmp_path / "text.txt"
+    for option, path, words in (
+        ("--text", tmp_path / "txet.txt", "txet.txt: no such file or folder"),
+        ("--text", text, "text.txt: got a text that is named twice"),
+        ("--held-out", text, "text.txt: got a text that is to be trained on and held out"),
+    ):
+        code, _, err = run(config, "--into", tmp_path / "run", option, path)
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_cannot_be_read_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:

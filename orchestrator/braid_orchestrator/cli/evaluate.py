@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braid_orchestrator.cli.benching import progress_bar
-from braid_orchestrator.cli.console import out, print_json, tell_left_out
-from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, StateOption, use_state
-from braid_orchestrator.cli.reaching import JoinOption, ServeOption, ShardOption, way_to
+from braid_orchestrator.cli.console import interruption_told, out, print_json, tell_left_out
+from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, StateOption
+from braid_orchestrator.cli.reaching import JoinOption, ServeOption, ShardOption, use_state_to_join, way_to
 
 if TYPE_CHECKING:
     from braid_orchestrator.evaluation import Report
@@ -122,7 +122,8 @@ def evaluate(
     from braid_orchestrator.pictures import check_plotting
     from braid_orchestrator.training.data import ReadingOptions
 
-    use_state(state)
+    _check_places(json, png)
+    use_state_to_join(state, join)
     if png is not None:
         check_plotting()
     braid = load_braid_config(config, os.environ)
@@ -143,7 +144,7 @@ def evaluate(
         forgetting=forgetting,
         accuracy=accuracy,
     )
-    with progress_bar() as show:
+    with interruption_told(lambda: "there are no figures"), progress_bar() as show:
         report = do_evaluation(
             job,
             on_progress=show,
@@ -152,8 +153,21 @@ def evaluate(
     _tell(report, json, png)
 
 
+def _check_places(json: str | None, png: Path | None) -> None:
+    """Before hours of measuring. Raises: StorageError for figures that have nowhere to go."""
+    from braid_orchestrator.writable import check_file
+    from braid_rpc.errors import StorageError
+
+    for path in (None if json in (None, "-") else Path(str(json)), png):
+        try:
+            if path is not None:
+                check_file(path)
+        except OSError as error:
+            raise StorageError(f"figures cannot be written: {error}") from error
+
+
 def _tell(report: Report, json: str | None, png: Path | None) -> None:
-    """The table first: files may turn out not to be writable after hours."""
+    """The table first: files may turn out not to be writable all the same."""
     from json import dumps
 
     from braid_orchestrator.evaluation.plot import plot_report

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from braid_orchestrator.cli.options import use_state
 from braid_orchestrator.cli.serve import places_elsewhere
 from braid_rpc.errors import ConfigError
 
@@ -33,6 +34,15 @@ ServeOption = Annotated[
         metavar="APP", help="Use the shards of this Ray Serve application.", rich_help_panel=PLACES_PANEL
     ),
 ]
+
+
+def use_state_to_join(url: str | None, join: bool) -> None:
+    """As `use_state`. Raises: ConfigError for a state store in which nothing would be looked up."""
+    if url is not None and not join:  # not quoted: it may hold a password
+        raise ConfigError(
+            "--state: got a state store without --join, expected both: only so are shards found in it"
+        )
+    use_state(url)
 
 
 def way_to(braid: BraidConfig, shards: list[str], join: bool, application: str | None) -> Way:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braid_orchestrator.cli.benching import progress_bar
-from braid_orchestrator.cli.console import err, print_json, tell_left_out
-from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, JsonOption, StateOption, use_state
-from braid_orchestrator.cli.reaching import PLACES_PANEL, JoinOption, ServeOption, ShardOption, way_to
+from braid_orchestrator.cli.console import err, interruption_told, print_json, tell_left_out
+from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, JsonOption, StateOption
+from braid_orchestrator.cli.reaching import (
+    PLACES_PANEL,
+    JoinOption,
+    ServeOption,
+    ShardOption,
+    use_state_to_join,
+    way_to,
+)
 from braid_rpc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from braid_orchestrator.training.job import TrainingJob
     from braid_orchestrator.training.run import Outcome
 
 _DATA, _RUN = "Texts", "Training"
@@ -115,8 +124,8 @@ def train(
 ) -> None:
     """Train the fusion modules and the readout of a braid. Its base models stay as they are, to the last bit.
 
-    The shards run where they run: in this process, as services, on Ray; those that serve go on serving. Ctrl-C ends
-    with a checkpoint, from which `--resume` goes on.
+    It starts from untrained modules, whatever weights the file names. The shards run where they run: in this process,
+    as services, on Ray; those that serve go on serving. Ctrl-C ends with a checkpoint, from which `--resume` goes on.
 
     Examples:
 
@@ -132,12 +141,12 @@ def train(
     from braid_orchestrator.config.schema import load_braid_config
     from braid_orchestrator.config.values import FUSION
     from braid_orchestrator.training.data import ReadingOptions
-    from braid_orchestrator.training.job import TrainingJob, do_job
+    from braid_orchestrator.training.job import TrainingJob
     from braid_orchestrator.training.run import RunOptions
-    from braid_services.fusion.translation import braid_errors
+    from braid_orchestrator.training.storing import what_is_left
 
     _check_precision(precision)
-    use_state(state)
+    use_state_to_join(state, join)
     braid = load_braid_config(config, os.environ)
     way = way_to(braid, shard or [], join, serve)
     job = TrainingJob(
@@ -170,17 +179,8 @@ def train(
         from braid_orchestrator.training.publishing import check_target
 
         check_target(publish)
-    if workers > 1:
-        from braid_orchestrator.training.workers import do_job_with_workers
-
-        outcome = do_job_with_workers(job, workers, on_left_out=tell_left_out)
-    else:
-        with progress_bar() as show, braid_errors():
-            outcome = do_job(
-                job,
-                on_reading=lambda what, done, total: show(f"reading {what}", done, total),
-                on_left_out=tell_left_out,
-            )
+    with interruption_told(lambda: what_is_left(into)):
+        outcome = _carry_out(job, workers)
     if not json:
         _show(outcome)
     published = None
@@ -208,6 +208,24 @@ def _check_precision(name: str) -> None:
     """fp16's gradients need a CUDA device; the fusion modules are trained here, on the CPU, wherever shards are."""
     if name not in _PRECISIONS:
         raise ConfigError(f"--precision: got {name!r}, expected one of {', '.join(_PRECISIONS)}")
+
+
+def _carry_out(job: TrainingJob, workers: int) -> Outcome:
+    from braid_orchestrator.training.job import do_job
+    from braid_services.fusion.translation import braid_errors
+
+    if workers > 1:
+        from braid_orchestrator.training.workers import do_job_with_workers
+
+        return do_job_with_workers(job, workers, on_left_out=tell_left_out)
+    with ExitStack() as reading, braid_errors():
+        show = reading.enter_context(progress_bar())
+        return do_job(
+            job,
+            on_reading=lambda what, done, total: show(f"reading {what}", done, total),
+            on_read=reading.close,  # training has a bar of its own, and this one would take its stderr
+            on_left_out=tell_left_out,
+        )
 
 
 def _show(outcome: Outcome) -> None:

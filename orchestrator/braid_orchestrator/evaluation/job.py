@@ -14,7 +14,7 @@ from braid_orchestrator.evaluation.measuring import Cut, check_window, measure_t
 from braid_orchestrator.evaluation.mixes import check_forgetting
 from braid_orchestrator.evaluation.report import Report, make_report
 from braid_orchestrator.evaluation.scoring import Lineup
-from braid_orchestrator.evaluation.texts import LaneReaders, read_texts
+from braid_orchestrator.evaluation.texts import LaneReaders, find_texts, read_texts
 from braid_orchestrator.evaluation.weights import weights_to_evaluate
 from braid_orchestrator.training.data import ReadingOptions, load_texts
 from braid_orchestrator.training.data.documents import Skipped
@@ -63,6 +63,7 @@ def do_evaluation(
     Raises: BraidError of every kind.
     """
     check_forgetting(job.forgetting)
+    find_texts(job.texts, job.reading)  # before the models, which may take minutes to load
     _refuse_useless_fit(job)
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config) as reached:

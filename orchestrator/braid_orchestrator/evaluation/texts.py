@@ -26,6 +26,7 @@ from braid_orchestrator.training.data.documents import Document, Skipped
 from braid_orchestrator.training.data.sources import (
     MemorySource,
     ReadingOptions,
+    TextSource,
     find_source,
     refuse_taken_twice,
 )
@@ -125,8 +126,17 @@ def read_texts(
 ) -> list[EvaluationText]:
     """Texts as `find_source` takes them, each named as it was put. All are looked up before any is read.
 
-    Raises: InvalidRequestError for none, one named twice, or one without text; NotFoundError and what else
-        `find_source` and `LaneReaders.read` raise.
+    Raises: as `find_texts`; InvalidRequestError for one without text, and what else `LaneReaders.read` raises.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    sources = find_texts(specs, options)
+    return [readers.read(source.spec, source.documents(skipped), window, skipped) for source in sources]
+
+
+def find_texts(specs: Sequence[str], options: ReadingOptions | None = None) -> list[TextSource]:
+    """Look texts up, and read none.
+
+    Raises: InvalidRequestError for none, or one named twice; NotFoundError and what else `find_source` raises.
     """
     if not specs:
         raise InvalidRequestError("text: got none, expected at least one file, folder or data set")
@@ -134,10 +144,9 @@ def read_texts(
         raise InvalidRequestError(
             f"text: got {ALL_TEXTS!r}, expected another name: it stands for all of them"
         )
-    skipped = Skipped() if skipped is None else skipped
     sources = [find_source(spec, options or ReadingOptions()) for spec in specs]
     refuse_taken_twice(sources)
-    return [readers.read(source.spec, source.documents(skipped), window, skipped) for source in sources]
+    return sources
 
 
 def _lane_text(corpus: TokenCorpus, sizes_V: Tensor, text_bytes: Tensor, num_end: int) -> LaneText:

@@ -15,10 +15,10 @@ from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.trainer import never
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
-from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, load_texts
+from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, find_texts, load_texts
 from braid_orchestrator.training.reaching import Way
-from braid_orchestrator.training.run import Outcome, RunOptions, check_run, train_braid
-from braid_orchestrator.training.storing import storage_errors
+from braid_orchestrator.training.run import Outcome, RunOptions, check_place, check_run, train_braid
+from braid_orchestrator.training.storing import check_writable, storage_errors
 from braid_services.fusion.main import import_strategies
 
 # What is being read, how far it is, and how much there is.
@@ -49,16 +49,24 @@ def do_job(
     peers: Peers | None = None,
     *,
     on_reading: OnReading | None = None,
+    on_read: Callable[[], None] = lambda: None,
     on_left_out: OnLeftOut = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
     progress_bar: bool | None = None,
     stop_wanted: Callable[[], bool] = never,
 ) -> Outcome:
-    """Do a job, or a worker's part of it, until ``stop_wanted``, which is asked before every step.
+    """Do a job, or a worker's part of it, until ``stop_wanted``, which is asked before every step. ``on_read`` is
+    called when all texts are read, before anything is trained.
 
     Raises: BraidError and TrainingError of each kind, StorageError if the run's folder cannot be written.
     """
     peers = peers or NoPeers()
+    # Before the models, which may take minutes to load.
+    with storage_errors(job.folder):
+        check_place(job.folder, version=job.version, resume=job.resume)
+    if peers.rank == 0:  # who writes
+        check_writable(job.folder, job.tensorboard)
+    find_texts(job.texts, job.held_out, job.reading)
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config, peers.rank) as reached:
         plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
@@ -75,6 +83,7 @@ def do_job(
             options=job.reading,
             on_progress=on_reading,
         )
+        on_read()
         for line in texts.skipped:
             on_left_out(line)
         with storage_errors(job.folder):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from transformers.utils.logging import disable_progress_bar
+
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.state.discovery import Discovery
 from braid_orchestrator.state.opening import open_store
@@ -79,6 +81,7 @@ class Reached(AbstractContextManager["Reached"]):
 
 def load_here(config: BraidConfig) -> Reached:
     """All models in this process. Raises: as `ShardBackend.load`."""
+    disable_progress_bar()  # transformers would draw two per model, over ours and into files
     return Reached([LocalTrainingShard(ShardBackend.load(shard)) for shard in config.shards])
 
 

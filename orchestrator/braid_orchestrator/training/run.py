@@ -37,19 +37,18 @@ from braid_fusion.training.config import PrecisionName
 from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.precision import Precision
 from braid_fusion.training.trainer import never
-from braid_fusion.weights import save_stack
+from braid_fusion.weights import refuse_what_is_no_version, save_stack
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
 from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
 from braid_orchestrator.training.ports import TrainingShard
-from braid_orchestrator.training.storing import CHECKPOINTS
-from braid_rpc.errors import ContextLengthError
+from braid_orchestrator.training.storing import CHECKPOINTS, TENSORBOARD, WEIGHTS
+from braid_rpc.errors import ConflictError, ContextLengthError
 from braid_services.fusion.translation import braid_errors
 from braid_services.fusion.version_names import check_new_name
 
 _log = logging.getLogger(__name__)
 
-LOG_FILE, PLOT_FILE, WEIGHTS = "log.jsonl", "training.png", "weights"
-TENSORBOARD = "tensorboard"
+LOG_FILE, PLOT_FILE = "log.jsonl", "training.png"
 # Without a number given: so many times in a run.
 _EVALUATIONS, _CHECKPOINTS = 10, 5
 
@@ -190,21 +189,37 @@ def check_run(
 ) -> None:
     """All that can be said of a run without its texts, in a moment; arguments as for `train_braid`.
 
-    Raises: InvalidRequestError for a name that no service would take; TrainingConfigError; CheckpointMismatchError
-        for a folder with another run in it, NoCheckpointError for one without any to go on with;
-        UnsupportedModelError for shards that have no gradients; ContextLengthError.
+    Raises: as `check_place`; TrainingConfigError; UnsupportedModelError for shards that have no gradients;
+        ContextLengthError.
     """
-    check_new_name(version)
+    check_place(folder, version=version, resume=resume)
     config = options.trainer_config(has_held_out=False)
     make_optimisers(stack, config.optimiser)
     Precision(config.precision, list(stack.parameters()))
-    checkpoints = folder / CHECKPOINTS
+    check_shards(shards, stack.plan)
+    check_window(shards, stack.plan, options.window)
+
+
+def check_place(folder: Path, *, version: str, resume: bool) -> None:
+    """All that can be said of a run without its shards either; arguments as for `train_braid`.
+
+    Raises: InvalidRequestError for a name that no service would take; CheckpointMismatchError for a folder with
+        another run in it, NoCheckpointError for one without any to go on with; ConflictError where the version's
+        folder is something else, or is there before its run.
+    """
+    check_new_name(version)
+    checkpoints, weights = folder / CHECKPOINTS, folder / WEIGHTS / version
     if resume:
         last_checkpoint(checkpoints)
     else:
         CheckpointFolder(checkpoints, keep=1).refuse_another_run()
-    check_shards(shards, stack.plan)
-    check_window(shards, stack.plan, options.window)
+    with braid_errors():
+        refuse_what_is_no_version(weights)
+    if weights.exists() and not resume:
+        raise ConflictError(
+            f"{weights}: got a version of another run, expected none for a run from the start: name this one's "
+            "otherwise (--version), choose another folder (--into), or remove it"
+        )
 
 
 def _plot(folder: Path) -> None:

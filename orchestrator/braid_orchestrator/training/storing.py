@@ -1,15 +1,37 @@
-"""A run's folder that cannot be written: what the system says becomes what Braid raises. Writes nothing itself."""
+"""A run's folder that cannot be written: found before the run, and what the system says becomes what Braid raises."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from braid_fusion.training import has_tensorboard
 from braid_fusion.training.checkpoint import steps_in
+from braid_orchestrator.writable import check_folder
 from braid_rpc.errors import StorageError
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, WEIGHTS, TENSORBOARD = "checkpoints", "weights", "tensorboard"
+
+
+def check_writable(folder: Path, tensorboard: Path | None) -> None:
+    """Raises: StorageError if a run can't write into its ``folder``, or its events where ``tensorboard`` says. Leaves
+    nothing there, and in a folder that is there makes no other: workers may look into it meanwhile."""
+    with storage_errors(folder):
+        check_folder(folder)
+        for name in (
+            CHECKPOINTS,
+            WEIGHTS,
+            *([TENSORBOARD] if tensorboard is None and has_tensorboard() else []),
+        ):
+            if os.path.lexists(folder / name):
+                check_folder(folder / name)
+    if tensorboard is not None:
+        try:
+            check_folder(tensorboard)
+        except OSError as error:
+            raise StorageError(f"tensorboard: {tensorboard} cannot be written: {error}") from error
 
 
 @contextmanager
@@ -21,10 +43,11 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) and error.filename is None:
             raise
-        raise StorageError(f"run in {folder}: cannot be written: {error}; {_what_is_left(folder)}") from error
+        raise StorageError(f"run in {folder}: cannot be written: {error}; {what_is_left(folder)}") from error
 
 
-def _what_is_left(folder: Path) -> str:
+def what_is_left(folder: Path) -> str:
+    """What a run that ended in the middle can go on from, as a clause."""
     found = []
     with suppress(OSError):
         found = steps_in(folder / CHECKPOINTS)

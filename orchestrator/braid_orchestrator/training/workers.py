@@ -17,8 +17,8 @@ from braid_fusion.training.progress_bar import ProgressBar
 from braid_orchestrator.training import worker_files
 from braid_orchestrator.training.data import hub
 from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
-from braid_orchestrator.training.run import Outcome
-from braid_orchestrator.training.storing import storage_errors
+from braid_orchestrator.training.run import Outcome, check_place
+from braid_orchestrator.training.storing import check_writable, storage_errors
 from braid_rpc.errors import BraidError, CapacityError, ConfigError, UnavailableError
 from braid_services.fusion.translation import braid_errors
 
@@ -56,7 +56,9 @@ def do_job_with_workers(
         ) from error
 
     folder = job.folder.resolve()
-    with storage_errors(folder):
+    with storage_errors(folder), braid_errors():
+        check_place(folder, version=job.version, resume=job.resume)
+        check_writable(folder, None)  # events are the first worker's to write, wherever it runs
         folder.mkdir(parents=True, exist_ok=True)
         worker_files.forget(folder)
     own_cluster = not ray.is_initialized()

@@ -22,7 +22,7 @@ from braid_orchestrator.training.data.corpus import TokenCorpus
 from braid_orchestrator.training.data.documents import Document
 from braid_orchestrator.training.data.encoding import DocumentEncoder, encode_source
 from braid_orchestrator.training.data.files import TEXT_SUFFIXES
-from braid_orchestrator.training.data.loading import TrainingTexts, load_texts
+from braid_orchestrator.training.data.loading import TrainingTexts, find_texts, load_texts
 from braid_orchestrator.training.data.sources import MemorySource, ReadingOptions
 from braid_orchestrator.training.data.windows import Packing
 
@@ -39,5 +39,6 @@ __all__ = [
     "TrainingBatch",
     "TrainingTexts",
     "encode_source",
+    "find_texts",
     "load_texts",
 ]

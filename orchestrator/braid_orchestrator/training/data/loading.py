@@ -28,6 +28,24 @@ class TrainingTexts:
     skipped: tuple[str, ...] = ()
 
 
+def find_texts(
+    texts: Sequence[str], held_out: Sequence[str] = (), options: ReadingOptions | None = None
+) -> tuple[list[TextSource], list[TextSource]]:
+    """Look up what is trained on and what is held out, as `find_source` takes them, and read nothing.
+
+    Raises: InvalidRequestError, also for a text that is named twice; NotFoundError, UnavailableError, ConfigError.
+    """
+    if not texts:
+        raise InvalidRequestError("text: got none, expected at least one file, folder or data set")
+    options = options or ReadingOptions()
+    sources, held_out_sources = (
+        [find_source(spec, options) for spec in specs] for specs in (texts, held_out)
+    )
+    refuse_taken_twice(sources)
+    _refuse_common_texts(sources, held_out_sources)
+    return sources, held_out_sources
+
+
 def load_texts(
     texts: Sequence[str],
     encoder: DocumentEncoder,
@@ -47,18 +65,11 @@ def load_texts(
 
     Raises: InvalidRequestError, NotFoundError, UnavailableError, ConfigError, ContextLengthError.
     """
-    if not texts:
-        raise InvalidRequestError("text: got none, expected at least one file, folder or data set")
     if held_out and held_out_share:
         raise InvalidRequestError(
             f"held out: got both texts ({held_out[0]}) and a share of {held_out_share}, expected one of them"
         )
-    options = options or ReadingOptions()
-    sources, held_out_sources = (
-        [find_source(spec, options) for spec in specs] for specs in (texts, held_out)
-    )
-    refuse_taken_twice(sources)
-    _refuse_common_texts(sources, held_out_sources)
+    sources, held_out_sources = find_texts(texts, held_out, options)
     skipped: list[str] = []
 
     def encode(source: TextSource) -> TokenCorpus:

@@ -37,12 +37,14 @@ def full_disk() -> Iterator[None]:
 
 
 def train(folder: Path, *arguments: str, into: str = "run") -> tuple[int, str]:
-    """Exit code, and the last line on stderr; those before it tell of loading."""
+    """Exit code, and the last line on stderr; of an error, the only one."""
     command = [
         *("train", "--config", f"{folder}/braid.yaml", "--text", f"{folder}/text.txt"),
         *("--into", f"{folder}/{into}", "--held-out-share", "0", "--steps", "2", "--window", "12"),
     ]
     result = CliRunner().invoke(app, [*command, "--batch", "2", *arguments])
+    if result.exit_code and "--workers" not in arguments:
+        assert len(result.stderr.splitlines()) == 1, result.stderr
     return result.exit_code, result.stderr.splitlines()[-1]
 
 
@@ -67,3 +69,53 @@ def test_a_folder_that_cannot_be_is_told_in_one_line(folder: Path, workers: int)
     code, told = train(folder, "--workers", str(workers), into="file/run")
     assert code == 1
     assert told.startswith(f"error: run in {folder}/file/run: cannot be written: [Errno 20] Not a directory")
+
+
+def refused_before_the_models(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str]:
+    def load(*_: object) -> None:
+        raise AssertionError("models are loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("braid_orchestrator.training.reaching.load_here", load)
+        return train(folder, *arguments)
+
+
+def test_where_nothing_can_be_written_is_told_before_models_are_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").write_text("in the way")
+    for place in ("/proc/nope", f"{folder}/file/run"):
+        code, told = refused_before_the_models(folder, monkeypatch, "--into", place)
+        assert code == 1 and told.startswith(f"error: run in {place}: cannot be written: ")
+    for place in ("/proc/nope/tb", f"{folder}/file/tb"):
+        code, told = refused_before_the_models(folder, monkeypatch, "--tensorboard", place)
+        assert code == 1 and told.startswith(f"error: tensorboard: {place} cannot be written: ")
+    (folder / "run").mkdir()
+    (folder / "run" / "checkpoints").write_text("in the way")
+    code, told = refused_before_the_models(folder, monkeypatch)
+    assert code == 1 and told.startswith(f"error: run in {folder}/run: cannot be written: [Errno 20]")
+
+
+def test_weights_that_are_there_are_not_overwritten_by_a_new_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = folder / "run" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "trained").write_text("something else")
+    code, told = refused_before_the_models(folder, monkeypatch)
+    assert code == 1 and f"{weights}/trained is no folder, expected a version or nothing there" in told
+    (weights / "trained").unlink()
+
+    assert train(folder)[0] == 0
+    before = (weights / "trained" / "card.json").read_bytes()
+    (folder / "run" / "checkpoints").rename(folder / "elsewhere")
+    code, told = refused_before_the_models(folder, monkeypatch)
+    assert code == 1 and told.startswith(
+        f"error: {weights}/trained: got a version of another run, expected none"
+    )
+    assert "--version" in told and "--into" in told
+    assert (weights / "trained" / "card.json").read_bytes() == before
+    assert train(folder, "--version", "other")[0] == 0
+    assert train(folder, "--version", "other", "--resume")[0] == 0
