@@ -111,7 +111,7 @@ def code_texts(path: Path) -> Iterator[tuple[int, str]]:
     text = "\n".join(line for _, _, line in _prose(path))
     for match in _CODE_SPAN.finditer(text):
         yield 0, " ".join(match[1].split())
-    for block in code_blocks(path, "bash"):
+    for block in (*code_blocks(path, "bash"), *code_blocks(path, "sh")):
         joined = block.code.replace("\\\n", " ")
         for offset, line in enumerate(joined.splitlines()):
             yield block.line + offset, line.partition(" #")[0].strip()

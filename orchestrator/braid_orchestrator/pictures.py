@@ -14,7 +14,7 @@ def check_plotting() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "plot: matplotlib is not installed, expected the extra `plots`: pip install 'braid[plots]'"
+            "plot: matplotlib is not installed, expected the extra `plots`: pip install '.[plots]'"
         ) from error
 
 

@@ -245,4 +245,4 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run(config, "--text", tmp_path / "one.txt", "--png", tmp_path / "f.png")
-    assert code == 2 and "pip install 'braid[plots]'" in err
+    assert code == 2 and "pip install '.[plots]'" in err

@@ -220,7 +220,7 @@ def _checkpoints_in(path: Path) -> Path:
 
 def _plot(history: list[dict[str, Any]], path: Path) -> Path | None:
     if find_spec("matplotlib") is None:
-        logger.warning("no %s: matplotlib is not installed; pip install 'braid[plots]' brings it", path)
+        logger.warning("no %s: matplotlib is not installed; pip install '.[plots]' brings it", path)
         return None
     plot_training(history, path)
     return path

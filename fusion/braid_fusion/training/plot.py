@@ -28,7 +28,7 @@ def plot_training(log: Path | Sequence[Mapping[str, Any]], path: Path, *, figure
         from matplotlib.figure import Figure
     except ImportError as error:
         raise TrainingError(
-            "plot: matplotlib is not installed, expected the extra `plots`: pip install 'braid[plots]'"
+            "plot: matplotlib is not installed, expected the extra `plots`: pip install '.[plots]'"
         ) from error
     picture = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(picture)

@@ -83,5 +83,5 @@ def check_tensorboard() -> None:
     if not has_tensorboard():
         raise TrainingConfigError(
             "tensorboard: tensorboardX is not installed, expected the extra `tensorboard`: "
-            "pip install 'braid[tensorboard]'"
+            "pip install '.[tensorboard]'"
         )

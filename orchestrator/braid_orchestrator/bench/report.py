@@ -114,9 +114,8 @@ class Report:
                 raw=value["raw"],
             )
         except (KeyError, TypeError) as error:
-            raise InvalidRequestError(
-                f"report: got an object that lacks {error}, expected what --json prints"
-            ) from error
+            got = f"an object that lacks {error}" if isinstance(value, Mapping) else f"{value!r:.60}"
+            raise InvalidRequestError(f"report: got {got}, expected what --json prints") from error
 
     def print(self, console: Console) -> None:
         """Tables and targets on a terminal."""

@@ -233,7 +233,7 @@ def render(
 
     try:
         report = Report.from_dict(json.loads(result.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise InvalidRequestError(f"{result}: got no JSON, expected what --json prints: {error}") from error
     if into is None:
         show(report, as_json=False, markdown=markdown)

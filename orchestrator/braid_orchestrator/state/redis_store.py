@@ -72,7 +72,7 @@ class RedisStore:
             from redis.retry import Retry
         except ImportError:
             raise ConfigError(
-                "state.store: redis needs the package `redis`: pip install 'braid[redis]'"
+                "state.store: redis needs the package `redis`: pip install '.[redis]'"
             ) from None
         self._errors = redis.exceptions
         self.name = f"redis at {_without_secrets(url)}"

@@ -152,7 +152,7 @@ def serve_places(config: BraidConfig, application: str) -> dict[str, Resolver]:
         from ray import serve
     except ImportError as error:
         raise ConfigError(
-            f"Ray: not installed ({error}), expected the extra `serve`: pip install 'braid[serve]'"
+            f"Ray: not installed ({error}), expected the extra `serve`: pip install '.[serve]'"
         ) from error
     from braid_orchestrator.serve_app import replica_resolver
 

@@ -52,7 +52,7 @@ def do_job_with_workers(
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise ConfigError(
-            f"workers: no Ray Train ({error}), expected the extra `workers`: pip install 'braid[workers]'"
+            f"workers: no Ray Train ({error}), expected the extra `workers`: pip install '.[workers]'"
         ) from error
 
     folder = job.folder.resolve()

@@ -44,7 +44,7 @@ def check_possible(quantization: str, device: torch.device, where: str) -> None:
     if missing:
         raise ConfigError(
             f"{where}: quantization: got {quantization!r}, which needs {' and '.join(missing)}, expected it "
-            "installed: pip install 'braid[quantization]'"
+            "installed: pip install '.[quantization]'"
         )
     if device.type not in _DEVICES:
         raise ConfigError(

@@ -216,7 +216,7 @@ class KeyContest:
     def _exercises(self) -> ExerciseBatches:
         tasks, (compose, calculate, _) = self.tasks, self.training.mix
 
-        def make(draw: Random) -> Exercise:
+        def make(draw: Random, number: int) -> Exercise:
             share = draw.random()
             if share < compose:
                 return tasks.compose(draw, tasks.trained_keys)

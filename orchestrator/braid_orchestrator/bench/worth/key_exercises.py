@@ -85,28 +85,39 @@ class KeyTasks:
         return {key: draw.randrange(low, high) for key in draw.sample(names, self.recipe.num_keys)}
 
     @cached_property
+    def all_keys(self) -> list[str]:
+        """In the order in which they were drawn."""
+        return list(self.values)
+
+    @cached_property
+    def shuffled_keys(self) -> list[str]:
+        """All keys, those that expressions are trained over among the others."""
+        keys = list(self.all_keys)
+        random.Random(f"order {self.seed}").shuffle(keys)
+        return keys
+
+    @cached_property
     def trained_keys(self) -> list[str]:
         """Whose expressions may be trained on."""
-        return list(self.values)[: self.recipe.num_trained]
+        return self.all_keys[: self.recipe.num_trained]
 
     @cached_property
     def unseen_keys(self) -> list[str]:
         """All others."""
-        return list(self.values)[self.recipe.num_trained :]
+        return self.all_keys[self.recipe.num_trained :]
 
-    def substitute(self, draw: random.Random, keys: Sequence[str] | None = None) -> Exercise:
+    def substitute(self, draw: random.Random, keys: Sequence[str]) -> Exercise:
         """A key, or an expression over keys, and the same in numbers."""
-        known = list(self.values) if keys is None else keys
         count = 1 if draw.random() < 0.3 else self.recipe.num_operands
-        operands, operators = self._expression(draw, known, count)
+        operands, operators = self._expression(draw, keys, count)
         numbers = [self._number(self.values[key]) for key in operands]
         asked = _join([self._key(key) for key in operands], operators)
         return Exercise(((asked + ">", False), (_join(numbers, operators) + "\n", True)))
 
-    def glossed(self, draw: random.Random) -> Exercise:
+    def glossed(self, draw: random.Random, keys: Sequence[str]) -> Exercise:
         """An expression over keys, behind some of which stands what they are worth: how the table is learned."""
         count = draw.randrange(1, self.recipe.num_operands + 2)
-        operands, operators = self._expression(draw, list(self.values), count)
+        operands, operators = self._expression(draw, keys, count)
         parts: list[tuple[str, bool]] = []
         for index, key in enumerate(operands):
             parts.append(((operators[index - 1] if index else "") + self._key(key), False))
@@ -121,9 +132,19 @@ class KeyTasks:
         while True:
             numbers = [draw.randrange(low if held_out else 0, high) for _ in range(self.recipe.num_operands)]
             operators = [draw.choice("+-") for _ in numbers[1:]]
-            if (min(numbers) >= low and _is_held_out(_join(map(str, numbers), operators))) == held_out:
-                asked = _join([self._number(number) for number in numbers], operators)
-                return Exercise(((asked + "=", False), (_answer(numbers, operators), True)))
+            if self._is_held_out(numbers, operators) == held_out:
+                return self._calculation(numbers, operators)
+
+    def calculate_less(self, draw: random.Random) -> Exercise:
+        """An expression over numbers of which each may have fewer digits, and of which there may be fewer. None of
+        those that are held out."""
+        while True:
+            count = draw.randrange(2, self.recipe.num_operands + 1)
+            digits = [draw.randrange(1, self.recipe.num_digits + 1) for _ in range(count)]
+            numbers = [draw.randrange(10**one) for one in digits]
+            operators = [draw.choice("+-") for _ in numbers[1:]]
+            if not self._is_held_out(numbers, operators):
+                return self._calculation(numbers, operators)
 
     def compose(self, draw: random.Random, keys: Sequence[str], *, held_out: bool | None = False) -> Exercise:
         """An expression over keys. ``held_out``: whether of the tenth that is; None: either."""
@@ -147,7 +168,7 @@ class KeyTasks:
         """By task, always the same ones: none of the last three kinds is in any training."""
         draw = random.Random(f"tests {self.seed}")
         make: dict[str, Callable[[], Exercise]] = {
-            SUBSTITUTE: lambda: self.substitute(draw),
+            SUBSTITUTE: lambda: self.substitute(draw, self.all_keys),
             CALCULATE: lambda: self.calculate(draw, held_out=True),
             COMPOSE: lambda: self.compose(draw, self.trained_keys, held_out=True),
             COMPOSE_UNSEEN: lambda: self.compose(draw, self.unseen_keys, held_out=None),
@@ -159,6 +180,17 @@ class KeyTasks:
     ) -> tuple[list[str], list[str]]:
         return [draw.choice(keys) for _ in range(count)], [draw.choice("+-") for _ in range(count - 1)]
 
+    def _calculation(self, numbers: Sequence[int], operators: Sequence[str]) -> Exercise:
+        asked = _join([self._number(number) for number in numbers], operators)
+        return Exercise(((asked + "=", False), (_answer(numbers, operators), True)))
+
+    def _is_held_out(self, numbers: Sequence[int], operators: Sequence[str]) -> bool:
+        """Of expressions as the table can have them: with all operands, and all digits."""
+        is_whole = len(numbers) == self.recipe.num_operands and min(numbers) >= 10 ** (
+            self.recipe.num_digits - 1
+        )
+        return is_whole and _is_held_out(_join(map(str, numbers), operators))
+
     def _key(self, key: str) -> str:
         return key.ljust(self.recipe.field)
 
@@ -168,16 +200,17 @@ class KeyTasks:
 
 @dataclass(frozen=True, slots=True)
 class ExerciseBatches:
-    """Endless batches of ``size`` exercises that ``make`` gives; the same ones each time they are asked for."""
+    """Endless batches of ``size`` exercises that ``make`` gives, which is told how many batches there were before;
+    the same ones each time they are asked for."""
 
-    make: Callable[[random.Random], Exercise]
+    make: Callable[[random.Random, int], Exercise]
     size: int
     seed: str
 
     def __iter__(self) -> Iterator[list[Exercise]]:
         draw = random.Random(self.seed)
-        while True:
-            yield [self.make(draw) for _ in range(self.size)]
+        for number in itertools.count():
+            yield [self.make(draw, number) for _ in range(self.size)]
 
 
 def _join(operands: Sequence[str] | Iterator[str], operators: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ Letters: B exercises, L positions, D width, T packed rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -59,6 +59,14 @@ class KeyParentRecipe:
         """How `TABLE` or `CALCULATOR` reads."""
         return CHARACTERS
 
+    def keys_at(self, tasks: KeyTasks, step: int) -> Sequence[str]:
+        """Which keys the table's exercises are about in a step."""
+        return tasks.all_keys
+
+    def calculate(self, tasks: KeyTasks, draw: Random) -> Exercise:
+        """An exercise of the calculator."""
+        return tasks.calculate(draw)
+
 
 @dataclass(frozen=True, slots=True)
 class PairsParentRecipe(KeyParentRecipe):
@@ -70,6 +78,28 @@ class PairsParentRecipe(KeyParentRecipe):
     def reading(self, who: str) -> Reading:
         """As `KeyParentRecipe.reading`."""
         return PAIRS if who == TABLE else CHARACTERS
+
+
+@dataclass(frozen=True, slots=True)
+class GradualParentRecipe(KeyParentRecipe):
+    """The same for a table that is too large, and sums that are too long, to be found out all at once.
+
+    The table's exercises are about ``first_keys`` keys at first; the others are added evenly until ``growing`` of its
+    steps are done. Of the calculator's, a share of ``easier`` have fewer operands and digits, or may have."""
+
+    first_keys: int = 300
+    growing: float = 0.6
+    easier: float = 0.5
+
+    def keys_at(self, tasks: KeyTasks, step: int) -> Sequence[str]:
+        """See `KeyParentRecipe`."""
+        keys = tasks.shuffled_keys
+        share = step / max(1.0, self.growing * self.table_steps)
+        return keys[: self.first_keys + max(0, round(share * (len(keys) - self.first_keys)))]
+
+    def calculate(self, tasks: KeyTasks, draw: Random) -> Exercise:
+        """See `KeyParentRecipe`."""
+        return tasks.calculate_less(draw) if draw.random() < self.easier else tasks.calculate(draw)
 
 
 def make_parent(who: str, recipe: KeyParentRecipe, seed: int) -> LlamaForCausalLM:
@@ -103,10 +133,11 @@ def train_parent(
     model, reading = make_parent(who, recipe, tasks.seed), recipe.reading(who)
     trained = _Readable(model, tasks, recipe) if who == TABLE else _Tolerant(model, recipe)
 
-    def make(draw: Random) -> Exercise:
+    def make(draw: Random, step: int) -> Exercise:
         if who == CALCULATOR:
-            return tasks.calculate(draw)
-        return tasks.glossed(draw) if draw.random() < 0.5 else tasks.substitute(draw)
+            return recipe.calculate(tasks, draw)
+        keys = recipe.keys_at(tasks, step)
+        return tasks.glossed(draw, keys) if draw.random() < 0.5 else tasks.substitute(draw, keys)
 
     def loss_of(exercises: list[Exercise]) -> Tensor:
         return trained.loss(pack(exercises, reading))

@@ -35,7 +35,7 @@ from braid_orchestrator.bench.worth.key_exercises import (
     TASKS,
     KeyRecipe,
 )
-from braid_orchestrator.bench.worth.key_parents import TABLE, KeyParentRecipe, PairsParentRecipe
+from braid_orchestrator.bench.worth.key_parents import TABLE, GradualParentRecipe, PairsParentRecipe
 from braid_orchestrator.bench.worth.key_readings import CHARACTERS
 from braid_orchestrator.bench.worth.key_runs import (
     PARENTS,
@@ -95,7 +95,7 @@ VARIANTS: Mapping[str, KeysOptions] = {
     "larger": KeysOptions(
         recipe=KeysRecipe(
             keys=KeyRecipe(num_keys=5000, num_trained=1000, num_digits=3, num_operands=3),
-            parents=KeyParentRecipe(table_steps=1500, calculator_steps=2000),
+            parents=GradualParentRecipe(table_steps=2000, calculator_steps=2000),
             training=KeyTrainingRecipe(match_steps=800, num_steps=400),
         ),
         contestants=FEW,

@@ -108,7 +108,7 @@ def _library(spec: str) -> ModuleType:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"{spec}: the package `datasets` is not installed, expected the extra `data`: pip install 'braid[data]'"
+            f"{spec}: the package `datasets` is not installed, expected the extra `data`: pip install '.[data]'"
         ) from error
     library: ModuleType = datasets
     return library

@@ -238,7 +238,7 @@ def test_without_matplotlib_there_is_a_warning_and_no_plot(
 ) -> None:
     monkeypatch.setattr(training, "find_spec", lambda name: None)
     assert trainer(grafted(), max_steps=1, output_dir=tmp_path).train().plot_path is None
-    assert "pip install 'braid[plots]'" in caplog.text
+    assert "pip install '.[plots]'" in caplog.text
 
 
 def test_early_stopping_ends_with_the_best_weights() -> None:

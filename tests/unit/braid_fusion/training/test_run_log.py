@@ -65,7 +65,7 @@ def test_a_picture_is_drawn_of_a_runs_log(tmp_path: Path) -> None:
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     lines = [{"step": 1, "loss": 1.0, "smoothed_loss": 1.0, "learning_rate": 0.1}]
-    with pytest.raises(TrainingError, match=r"pip install 'braid\[plots\]'"):
+    with pytest.raises(TrainingError, match=r"pip install '\.\[plots\]'"):
         plot_training(lines, tmp_path / "picture.png")
 
 

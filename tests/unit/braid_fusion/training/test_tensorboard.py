@@ -93,6 +93,6 @@ def test_without_the_library_it_is_refused_before_the_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr("braid_fusion.training.tensorboard.find_spec", lambda name: None)
-    with pytest.raises(TrainingConfigError, match=r"pip install 'braid\[tensorboard\]'"):
+    with pytest.raises(TrainingConfigError, match=r"pip install '\.\[tensorboard\]'"):
         train(tmp_path)
     assert not any(tmp_path.iterdir())

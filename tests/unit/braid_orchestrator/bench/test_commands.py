@@ -35,12 +35,22 @@ def test_a_saved_result_goes_into_a_document(result: Path, tmp_path: Path) -> No
     assert REPORT.to_markdown() in document.read_text(encoding="utf-8")
 
 
-def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"{", "got no JSON"),
+        (b"\x89PNG\xff", "got no JSON"),
+        (b"[1]", "got [1]"),
+        (b"{}", "lacks 'benchmark'"),
+    ],
+    ids=["broken", "bytes", "list", "empty"],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, got: str) -> None:
     path = tmp_path / "broken.json"
-    path.write_text("{", encoding="utf-8")
+    path.write_bytes(content)
     ran = CliRunner().invoke(app, ["bench", "render", str(path)])
     assert ran.exit_code == 2
-    assert "got no JSON" in ran.stderr and "Traceback" not in ran.output
+    assert got in ran.stderr and "Traceback" not in ran.output
 
 
 @pytest.mark.parametrize("option", [["--readout", "anchor"], ["--strategy", "unheard-of"], ["--tokens", "1"]])

@@ -46,5 +46,5 @@ def test_what_is_registered_counts_when_it_is_asked() -> None:
 
 def test_without_ray_serve_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'braid\[serve\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[serve\]'"):
         serve_places(cast(Any, None), "braid")

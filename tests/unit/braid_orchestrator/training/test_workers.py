@@ -102,5 +102,5 @@ def test_only_the_folder_of_a_data_set_is_made_absolute(
 
 def test_without_ray_train_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", None)
-    with pytest.raises(ConfigError, match=r"pip install 'braid\[workers\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[workers\]'"):
         workers.do_job_with_workers(cast(Any, None), 2)

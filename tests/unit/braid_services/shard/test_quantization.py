@@ -246,7 +246,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(
 ) -> None:
     folder = save_tiny_model(tmp_path / "model", 1)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == "bitsandbytes" else object())
-    with pytest.raises(ConfigError, match=r"needs bitsandbytes, .* pip install 'braid\[quantization\]'"):
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes, .* pip install '\.\[quantization\]'"):
         ShardBackend.load(ShardConfig("a", str(folder), quantization="int8"))
 
 

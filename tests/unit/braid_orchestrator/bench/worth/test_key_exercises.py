@@ -60,10 +60,11 @@ def test_a_table_is_its_seed_and_has_numbers_of_one_length(tasks: KeyTasks) -> N
 def test_answers_are_right(tasks: KeyTasks) -> None:
     draw = random.Random(1)
     for _ in range(200):
-        for exercise in (tasks.calculate(draw), tasks.compose(draw, tasks.trained_keys, held_out=None)):
+        calculations = (tasks.calculate(draw), tasks.calculate_less(draw))
+        for exercise in (*calculations, tasks.compose(draw, tasks.trained_keys, held_out=None)):
             asked, answer = asked_and_answer(exercise)
             assert value(answer) == calculated(in_numbers(tasks, asked))
-        asked, answer = asked_and_answer(tasks.substitute(draw))
+        asked, answer = asked_and_answer(tasks.substitute(draw, tasks.all_keys))
         assert in_numbers(tasks, asked) == answer.replace(" ", "").strip()
 
 
@@ -97,7 +98,7 @@ def test_what_is_tested_is_in_no_training(tasks: KeyTasks) -> None:
     tests = tasks.tests(200)
     draw = random.Random(3)
     trained = {tasks.compose(draw, tasks.trained_keys).text for _ in range(3000)}
-    trained |= {tasks.calculate(draw).text for _ in range(3000)}
+    trained |= {make(draw).text for make in (tasks.calculate, tasks.calculate_less) for _ in range(3000)}
     for task in (CALCULATE, COMPOSE, COMPOSE_UNSEEN):
         assert not trained & {exercise.text for exercise in tests[task]}
     unseen = set(tasks.unseen_keys)
@@ -112,7 +113,7 @@ def test_what_is_tested_is_in_no_training(tasks: KeyTasks) -> None:
 def test_a_gloss_says_what_the_key_before_it_is_worth(tasks: KeyTasks) -> None:
     draw = random.Random(4)
     for _ in range(100):
-        parts = tasks.glossed(draw).parts
+        parts = tasks.glossed(draw, tasks.all_keys).parts
         assert parts[-1][1]
         for (before, _), (text, counts) in pairwise(parts):
             if counts:
@@ -120,14 +121,35 @@ def test_a_gloss_says_what_the_key_before_it_is_worth(tasks: KeyTasks) -> None:
 
 
 def test_batches_come_again(tasks: KeyTasks) -> None:
-    batches = ExerciseBatches(tasks.calculate, 4, "seed")
+    def make(draw: random.Random, number: int) -> Exercise:
+        return tasks.glossed(draw, tasks.all_keys[: number + 1])
+
+    batches = ExerciseBatches(make, 4, "seed")
     assert list(islice(batches, 3)) == list(islice(batches, 3))
-    assert list(islice(batches, 2)) != list(islice(ExerciseBatches(tasks.calculate, 4, "other"), 2))
+    assert list(islice(batches, 2)) != list(islice(ExerciseBatches(make, 4, "other"), 2))
+    first = next(iter(batches))
+    assert all(tasks.all_keys[0] in exercise.text for exercise in first)
+    assert not any(tasks.all_keys[1] in exercise.text for exercise in first)
 
 
 def test_no_text_is_longer_than_the_recipe_says(tasks: KeyTasks) -> None:
     texts = [exercise.text for exercises in tasks.tests(100).values() for exercise in exercises]
     draw = random.Random(6)
-    texts += [tasks.glossed(draw).text for _ in range(300)]
+    texts += [tasks.glossed(draw, tasks.all_keys).text for _ in range(300)]
     assert max(map(len, texts)) <= tasks.recipe.length
     assert all(text.startswith(START) and set(text) <= set(ALPHABET) for text in texts)
+
+
+def test_easier_calculations_are_shorter_and_some_are_whole(tasks: KeyTasks) -> None:
+    draw = random.Random(8)
+    asked = [asked_and_answer(tasks.calculate_less(draw))[0] for _ in range(300)]
+    whole = 1 + tasks.recipe.num_operands * (tasks.recipe.field + 1) - 1
+    assert max(map(len, asked)) == whole
+    if tasks.recipe.num_operands > 2:
+        assert min(map(len, asked)) < whole
+    digits = {
+        len(number)
+        for text in asked
+        for number in text.replace("-", "+").strip("=").replace(" ", "").split("+")
+    }
+    assert digits == set(range(1, tasks.recipe.num_digits + 1))

@@ -130,7 +130,7 @@ def test_damaged_data_are_refused_with_the_cause(tmp_path: Path) -> None:
 def test_the_extra_is_named_where_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ConfigError, match=r"the package `datasets` is not installed.*pip install 'braid\[data\]'"
+        ConfigError, match=r"the package `datasets` is not installed.*pip install '\.\[data\]'"
     ):
         find_source("hf:owner/poems", ReadingOptions())
 
