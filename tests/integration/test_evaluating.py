@@ -152,7 +152,7 @@ def test_the_version_that_is_active_in_the_store_is_evaluated(
 def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text(" \n \n")
-    (tmp_path / "short.txt").write_text("there is ")
+    (tmp_path / "short.txt").write_text("a few words, and a few more. " * 8)
     one = ("--text", tmp_path / "one.txt")
     other = tmp_path / "other.yaml"
     settings = yaml.safe_load(config.read_text())
@@ -171,7 +171,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(config: Path, tmp_path:
         ((*one, "--shard", "left=127.0.0.1:1"), 2, "--shard: got none for right"),
         ((*one, "--join"), 2, "got no state store"),
         ((*one, "--state", "redis://127.0.0.1:1"), 2, "--state: got a state store without --join"),
-        ((*one, "--fit", tmp_path / "short.txt"), 2, "fit, without what is held out of it: got"),
+        (
+            (*one, "--window", "250", "--fit", tmp_path / "short.txt"),
+            2,
+            "fit, without what is held out of it: got",
+        ),
         ((*one, "--forgetting", "2"), 2, "forgetting: got 2.0"),
         ((*one, "--unit", "line"), 2, "unit: got 'line'"),
         ((*one, "--confidence", "0"), 2, "confidence: got 0.0"),

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
+from braid_orchestrator.cli.benching import (
+    MarkdownOption,
+    QuickOption,
+    check_picture,
+    draw_picture,
+    progress_bar,
+    show,
+)
 from braid_orchestrator.cli.console import interruption_told
 from braid_orchestrator.cli.options import JsonOption
 
@@ -75,9 +82,9 @@ def graft_quality(
 
     options = QualityOptions(tuple(model), str(text), ablate=ablate, num_seeds=seeds)
     options = replace(options, num_steps=steps or options.num_steps)
+    check_picture(plot)
     kept = "no run is kept" if runs is None else f"runs that were finished are in {runs}"
     with interruption_told(lambda: kept), progress_bar() as progress:
         report = run_graft_quality(options.quick() if quick else options, progress, runs)
-    if plot is not None:
-        plot_graft_quality(report, plot)
     show(report, as_json, markdown)
+    draw_picture(plot_graft_quality, report, plot)

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Protocol, Self, TypeVar
 
 import typer
 
-from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, progress_bar, show
+from braid_orchestrator.cli.benching import (
+    MarkdownOption,
+    QuickOption,
+    check_picture,
+    draw_picture,
+    progress_bar,
+    show,
+)
 from braid_orchestrator.cli.console import interruption_told
 from braid_orchestrator.cli.options import JsonOption
-from braid_orchestrator.pictures import check_plotting
 
 if TYPE_CHECKING:
     from braid_orchestrator.bench.report import Report
@@ -84,14 +90,12 @@ def _carry_out(
     """Run an experiment as its command was asked to, and show what it found."""
     if quick:
         options, work = options.quick(), work / "quick"
-    if plot is not None:
-        check_plotting()
+    check_picture(plot)
     kept = f"runs that were finished are in {work}, from which the same command goes on"
     with interruption_told(lambda: kept), progress_bar() as progress:
         report = run(options, work, progress)
-    if plot is not None:
-        draw(report, plot)
     show(report, as_json, markdown)
+    draw_picture(draw, report, plot)
 
 
 @app.callback()

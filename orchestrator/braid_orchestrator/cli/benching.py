@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from braid_orchestrator.cli.console import err, out, print_json
+from braid_orchestrator.pictures import check_plotting
+from braid_orchestrator.writable import check_file
+from braid_rpc.errors import StorageError
 
 if TYPE_CHECKING:
     from braid_orchestrator.bench.report import Report
@@ -28,6 +32,34 @@ def show(report: Report, as_json: bool, markdown: bool) -> None:
         out.file.write(report.to_markdown())
     else:
         report.print(out)
+
+
+def check_picture(plot: Path | None) -> None:
+    """Before hours of measuring. Raises: ConfigError without matplotlib; StorageError for a picture that has nowhere
+    to go."""
+    if plot is None:
+        return
+    check_plotting()
+    with _picture_errors():
+        check_file(plot)
+
+
+def draw_picture(draw: Callable[[Report, Path], None], report: Report, plot: Path | None) -> None:
+    """Once a report has been shown: the picture may turn out not to be writable all the same.
+
+    Raises: StorageError.
+    """
+    if plot is not None:
+        with _picture_errors():
+            draw(report, plot)
+
+
+@contextmanager
+def _picture_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"plot: cannot be written: {error}") from error
 
 
 @contextmanager

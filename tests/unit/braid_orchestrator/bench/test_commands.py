@@ -58,3 +58,30 @@ def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]) -> 
     ran = CliRunner().invoke(app, ["bench", "step", "--quick", *option])
     assert ran.exit_code == 2
     assert "got" in ran.stderr or "Invalid value" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["worth keys", "worth specialists", f"graft-quality --model . --text {__file__}"]
+)
+def test_a_picture_that_has_nowhere_to_go_is_refused_before_anything_is_measured(
+    command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    given = ["--quick", "--plot", str(tmp_path / "file" / "picture.png")]
+    ran = CliRunner().invoke(app, ["bench", *command.split(), *given])
+    assert ran.exit_code == 1 and "Traceback" not in ran.output
+    assert "plot: cannot be written" in ran.stderr and "Not a directory" in ran.stderr
+
+
+def test_a_report_is_shown_before_its_picture_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(report: Report, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("braid_orchestrator.bench.worth.keys.run_keys", lambda *given: REPORT)
+    monkeypatch.setattr("braid_orchestrator.bench.worth.key_plot.plot_keys", full)
+    ran = CliRunner().invoke(app, ["bench", "worth", "keys", "--json", "--plot", str(tmp_path / "keys.png")])
+    assert ran.exit_code == 1
+    assert json.loads(ran.stdout)["benchmark"] == REPORT.benchmark
+    assert "plot: cannot be written" in ran.stderr and "No space left" in ran.stderr
