@@ -7,6 +7,8 @@ models.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from braid_rpc.errors import BraidError, DeadlineError, UnavailableError
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 600.0
+_GRACE_S = 3.0  # for a process that waits for a call, which ends by itself when its parent has
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -128,8 +131,25 @@ def barrier(parties: int) -> Any:
 
 
 def _live(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """The child's main loop; it ends when the pipe does, however the parent ended."""
+    """The child's main loop; it ends when the pipe does, however the parent ended, also in the middle of a call."""
     servant: Any = None
+
+    def stop_servant() -> None:
+        stop = getattr(servant, "stop", None)
+        if stop is not None:
+            stop()
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            time.sleep(_GRACE_S)
+            try:
+                stop_servant()
+            finally:
+                os._exit(1)
+
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
     try:
         try:
             servant = factory(*args)
@@ -149,9 +169,7 @@ def _live(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) 
     except (EOFError, OSError):
         return
     finally:
-        stop = getattr(servant, "stop", None)
-        if stop is not None:
-            stop()
+        stop_servant()
 
 
 def _text(error: Exception) -> str:

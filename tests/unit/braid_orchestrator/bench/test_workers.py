@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -66,3 +71,51 @@ def test_no_process_is_left_behind() -> None:
         worker.wait_ready()
         raise RuntimeError("in between")
     assert not worker.is_alive
+
+
+class Sleeper:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held = (folder / "held").open("w")
+        fcntl.flock(self.held, fcntl.LOCK_EX)  # until the process ends
+
+    def sleep(self) -> None:
+        (self.folder / "asleep").touch()
+        time.sleep(120)
+
+    def stop(self) -> None:
+        (self.folder / "stopped").touch()
+
+
+def hire_and_ask(folder: Path) -> None:
+    with Crew() as crew:
+        worker = crew.hire("sleeper", Sleeper, folder)
+        worker.wait_ready()
+        worker.ask("sleep")
+        time.sleep(120)
+
+
+def is_free(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_call_does_not_outlive_the_process_that_asked(tmp_path: Path) -> None:
+    parent = multiprocessing.get_context("spawn").Process(target=hire_and_ask, args=(tmp_path,))
+    parent.start()
+    wait_for((tmp_path / "asleep").exists)
+    parent.kill()
+    parent.join()
+    with (tmp_path / "held").open("w") as held:
+        wait_for(lambda: is_free(held))
+    assert (tmp_path / "stopped").exists()
