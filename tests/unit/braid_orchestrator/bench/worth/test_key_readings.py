@@ -25,8 +25,8 @@ def reading(request: pytest.FixtureRequest) -> Reading:
 
 def exercises_of(tasks: KeyTasks, draw: random.Random) -> list[Exercise]:
     kinds = (
-        tasks.glossed,
-        tasks.substitute,
+        lambda draw: tasks.glossed(draw, tasks.all_keys),
+        lambda draw: tasks.substitute(draw, tasks.all_keys),
         tasks.calculate,
         lambda draw: tasks.compose(draw, tasks.unseen_keys),
     )
