@@ -53,7 +53,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def ray_cluster() -> Iterator[None]:
     """A Ray of this test's own with two CPUs, whatever else runs on the machine."""
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="needs ray, which is absent")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

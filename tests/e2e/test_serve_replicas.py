@@ -18,7 +18,7 @@ from redis_server import RedisServer
 from braid_orchestrator.state.redis_store import RedisStore
 from braid_orchestrator.state.registry import Registry
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="needs ray, which is absent")
 pytestmark = pytest.mark.timeout(600)
 
 READY_S = 300.0

@@ -20,7 +20,7 @@ from programs import Program, eventually, free_port, tiny_braid_settings, write_
 from braid_rpc import BraidClient
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnknownModelError
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="needs ray, which is absent")
 
 PROMPT = "the inner thread"
 READY_S, STOP_S = 300.0, 60.0

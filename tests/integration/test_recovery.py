@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from braids import Client, braid_config, shake, shaken_weights, two_backends
+from programs import eventually
 
 from braid_fusion import LyapunovMonitor
 from braid_fusion.packed_weights import PackedWeights, pack_stack
@@ -129,7 +129,7 @@ def test_a_part_that_stays_away_is_named_and_welcome_back(parts: Parts, client: 
         client.submit("the one", **OPTIONS)
     assert refused.value.retry_after_s > 0
     parts.start("right")
-    wait_for(lambda: is_ready(client))
+    eventually(lambda: is_ready(client), 20, "a braid that is ready")
     assert client.generate("the one", **OPTIONS).token_ids
 
 
@@ -159,7 +159,7 @@ def test_what_was_activated_at_the_fusion_service_itself_is_noticed_and_stays(
     with FusionClient(parts.target("fusion")) as fusion:
         v4, v5 = packed(client, 4), packed(client, 5)
         fusion.publish(v4.card_json, v4.data, "v4")
-        wait_for(lambda: client.engine.weights_version == "v4")
+        eventually(lambda: client.engine.weights_version == "v4", 20, "version v4")
         before = client.generate("the one", **OPTIONS).token_ids
         monkeypatch.setattr("braid_orchestrator.engine.engine._PING_EVERY_S", 60.0)
         client.generate("the one", **{**OPTIONS, "max_tokens": 1})
@@ -205,10 +205,10 @@ def test_an_idle_braid_notices_that_a_part_is_gone(
     client.generate("the one", **{**OPTIONS, "max_tokens": 1})
     client.engine.check_ready()
     parts.stop("right")
-    wait_for(lambda: not is_ready(client))
+    eventually(lambda: not is_ready(client), 20, "a braid that is not ready")
     client.engine.check_alive()
     parts.start("right")
-    wait_for(lambda: is_ready(client))
+    eventually(lambda: is_ready(client), 20, "a braid that is ready")
 
 
 def is_ready(client: Client) -> bool:
@@ -217,10 +217,3 @@ def is_ready(client: Client) -> bool:
     except UnavailableError:
         return False
     return True
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -92,13 +92,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
         assert not (tmp_path / "fresh").exists(), more
 
 
-def test_a_text_that_is_not_there_is_refused_before_models_are_loaded(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*_: object) -> None:
-        raise AssertionError("models are loaded")
-
-    monkeypatch.setattr("braid_orchestrator.training.reaching.load_here", load)
+@pytest.mark.usefixtures("no_model_loads")
+def test_a_text_that_is_not_there_is_refused_before_models_are_loaded(config: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     for option, path, words in (
         ("--text", tmp_path / "txet.txt", "txet.txt: no such file or folder"),

@@ -56,21 +56,29 @@ class CheckpointFolder:
             old.unlink()
         return path
 
-    def drop_after(self, step: int) -> None:
-        """Remove what a run that is taken up again at ``step`` wrote later: it is done anew. Raises: OSError."""
+    def holds(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is one of this folder's."""
+        return checkpoint.parent.resolve() == self.folder.resolve()
+
+    def rewind(self, step: int, best: Mapping[str, Tensor] | None) -> None:
+        """Remove what a run that is taken up again at ``step`` wrote later: it is done anew. Raises: OSError.
+
+        Args:
+            best: the parameters of the best evaluation so far; None: of none.
+        """
         for later, path in steps_in(self.folder):
             if later > step:
                 path.unlink()
+        if best is None:
+            (self.folder / BEST_FILE).unlink(missing_ok=True)
+        else:
+            self.save_best(best)
 
     def save_best(self, parameters: Mapping[str, Tensor]) -> Path:
         """Write the parameters of the best evaluation in place of the former best."""
         path = self.folder / BEST_FILE
         write_whole(path, dump_tensors({name: tensor.contiguous() for name, tensor in parameters.items()}))
         return path
-
-    def drop_best(self) -> None:
-        """Remove the parameters of the best evaluation, if they are there. Raises: OSError."""
-        (self.folder / BEST_FILE).unlink(missing_ok=True)
 
     def refuse_another_run(self) -> None:
         """Raises: CheckpointMismatchError if there are checkpoints, which a new run would mix with its own."""
@@ -107,9 +115,8 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Of a folder, its last one's.
 
-    Raises: NoCheckpointError if there is none; CorruptCheckpointError if it isn't what was written, which names the
-        one before it;
-        CheckpointMismatchError for one of another version of Braid.
+    Raises: NoCheckpointError if there is none; CorruptCheckpointError, naming the one before it, if it isn't what was
+        written; CheckpointMismatchError for one of another version of Braid.
     """
     path = last_checkpoint(path)
     try:

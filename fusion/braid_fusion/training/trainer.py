@@ -153,19 +153,18 @@ class Trainer(Generic[BatchT]):
 
         Raises: TrainingError of each kind, whatever the loss raises; OSError from writing.
         """
-        if resume_from is not None:
-            path = last_checkpoint(resume_from)
-            is_own = (
-                self._checkpoints is not None and path.parent.resolve() == self._checkpoints.folder.resolve()
-            )
-            if self._checkpoints is not None and not is_own:
-                self._checkpoints.refuse_another_run()
-            self._state.restore(read_checkpoint(path))
-            self._saved_step = self._state.position.step
-            if is_own and self._writes:
-                self._forget_later_steps()  # before the log is cut: never ahead of it
-        elif self._checkpoints is not None:
+        checkpoint = None if resume_from is None else last_checkpoint(resume_from)
+        is_own = (
+            checkpoint is not None and self._checkpoints is not None and self._checkpoints.holds(checkpoint)
+        )
+        if self._checkpoints is not None and not is_own:
             self._checkpoints.refuse_another_run()
+        if checkpoint is not None:
+            self._state.restore(read_checkpoint(checkpoint))
+        if self._checkpoints is not None and is_own:
+            self._saved_step = self._state.position.step
+            if self._writes:  # before the log is cut: never ahead of it
+                self._checkpoints.rewind(self._saved_step, self._state.best)
         resume_step = None if resume_from is None else self._state.position.step
         self._log = RunLog(self._log_path, resume_step)
         self._tensorboard = TensorBoardLog(self._tensorboard_folder, resume_step)
@@ -180,15 +179,6 @@ class Trainer(Generic[BatchT]):
         if self._state.position.stopped_by is not None and stopping is not None and stopping.put_back:
             self._state.put_best_back()
         return self._record()
-
-    def _forget_later_steps(self) -> None:
-        if self._checkpoints is None:
-            return
-        self._checkpoints.drop_after(self._saved_step)
-        if self._state.best is None:
-            self._checkpoints.drop_best()
-        else:
-            self._checkpoints.save_best(self._state.best)
 
     def _loop(self, bar: ProgressBar, wish: StopWish) -> None:
         position = self._state.position

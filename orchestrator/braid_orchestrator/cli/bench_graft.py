@@ -8,15 +8,7 @@ from typing import Annotated
 
 import typer
 
-from braid_orchestrator.cli.benching import (
-    MarkdownOption,
-    QuickOption,
-    check_picture,
-    draw_picture,
-    progress_bar,
-    show,
-)
-from braid_orchestrator.cli.console import interruption_told
+from braid_orchestrator.cli.benching import MarkdownOption, QuickOption, carry_out, progress_bar, show
 from braid_orchestrator.cli.options import JsonOption
 
 
@@ -82,9 +74,11 @@ def graft_quality(
 
     options = QualityOptions(tuple(model), str(text), ablate=ablate, num_seeds=seeds)
     options = replace(options, num_steps=steps or options.num_steps)
-    check_picture(plot)
-    kept = "no run is kept" if runs is None else f"runs that were finished are in {runs}"
-    with interruption_told(lambda: kept), progress_bar() as progress:
-        report = run_graft_quality(options.quick() if quick else options, progress, runs)
-    show(report, as_json, markdown)
-    draw_picture(plot_graft_quality, report, plot)
+    carry_out(
+        lambda progress: run_graft_quality(options.quick() if quick else options, progress, runs),
+        plot_graft_quality,
+        kept="no run is kept" if runs is None else f"runs that were finished are in {runs}",
+        plot=plot,
+        as_json=as_json,
+        markdown=markdown,
+    )

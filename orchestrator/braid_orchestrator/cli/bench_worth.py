@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, Self, TypeVar
 
 import typer
 
-from braid_orchestrator.cli.benching import (
-    MarkdownOption,
-    QuickOption,
-    check_picture,
-    draw_picture,
-    progress_bar,
-    show,
-)
-from braid_orchestrator.cli.console import interruption_told
+from braid_orchestrator.cli.benching import MarkdownOption, ProgressFunction, QuickOption, carry_out
 from braid_orchestrator.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -77,7 +69,7 @@ def _seeds(given: list[int] | None) -> tuple[int, ...]:
 
 
 def _carry_out(
-    run: Callable[[OptionsT, Path, Callable[[str, int, int], None]], Report],
+    run: Callable[[OptionsT, Path, ProgressFunction], Report],
     draw: Callable[[Report, Path], None],
     options: OptionsT,
     *,
@@ -90,12 +82,14 @@ def _carry_out(
     """Run an experiment as its command was asked to, and show what it found."""
     if quick:
         options, work = options.quick(), work / "quick"
-    check_picture(plot)
-    kept = f"runs that were finished are in {work}, from which the same command goes on"
-    with interruption_told(lambda: kept), progress_bar() as progress:
-        report = run(options, work, progress)
-    show(report, as_json, markdown)
-    draw_picture(draw, report, plot)
+    carry_out(
+        lambda progress: run(options, work, progress),
+        draw,
+        kept=f"runs that were finished are in {work}, from which the same command goes on",
+        plot=plot,
+        as_json=as_json,
+        markdown=markdown,
+    )
 
 
 @app.callback()

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from braid_orchestrator.cli.console import err, out, print_json
+from braid_orchestrator.cli.console import err, interruption_told, out, print_json
 from braid_orchestrator.pictures import check_plotting
 from braid_orchestrator.writable import check_file
 from braid_rpc.errors import StorageError
 
 if TYPE_CHECKING:
     from braid_orchestrator.bench.report import Report
+
+# What is being done, how much of it is, and how much there is.
+ProgressFunction = Callable[[str, int, int], None]
 
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown, for a document.")]
 QuickOption = Annotated[
@@ -34,21 +37,29 @@ def show(report: Report, as_json: bool, markdown: bool) -> None:
         report.print(out)
 
 
-def check_picture(plot: Path | None) -> None:
-    """Before hours of measuring. Raises: ConfigError without matplotlib; StorageError for a picture that has nowhere
-    to go."""
-    if plot is None:
-        return
-    check_plotting()
-    with _picture_errors():
-        check_file(plot)
+def carry_out(
+    run: Callable[[ProgressFunction], Report],
+    draw: Callable[[Report, Path], None],
+    *,
+    kept: str,
+    plot: Path | None,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """A benchmark of hours: where its picture goes is looked at first; the report is shown before it is drawn.
 
+    Args:
+        kept: what is left of it where Ctrl-C ends it, as a clause.
 
-def draw_picture(draw: Callable[[Report, Path], None], report: Report, plot: Path | None) -> None:
-    """Once a report has been shown: the picture may turn out not to be writable all the same.
-
-    Raises: StorageError.
+    Raises: ConfigError without matplotlib; StorageError for a picture that has nowhere to go; what ``run`` raises.
     """
+    if plot is not None:
+        check_plotting()
+        with _picture_errors():
+            check_file(plot)
+    with interruption_told(lambda: kept), progress_bar() as progress:
+        report = run(progress)
+    show(report, as_json, markdown)
     if plot is not None:
         with _picture_errors():
             draw(report, plot)
@@ -63,7 +74,7 @@ def _picture_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar() -> Iterator[ProgressFunction]:
     """What a command tells of its progress, as a bar on stderr that goes away at the end; nothing, not even an empty
     line, where that is no terminal."""
     columns = (

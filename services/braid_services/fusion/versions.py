@@ -182,9 +182,10 @@ class Versions:
     def _write(self, folder: Path, card: WeightCard, weights: PackedWeights) -> None:
         try:
             write_version(folder / card.version, weights)
-        except FileExistsError:  # another service with this folder was faster
-            self.holds(card, weights.card_json)
         except OSError as error:
+            # Another service with this folder may have been faster.
+            if isinstance(error, FileExistsError) and self.holds(card, weights.card_json):
+                return
             raise StorageError(f"version {card.version!r} cannot be written to {folder}: {error}") from error
 
     def _is_overwritten(self, version: str) -> bool:

@@ -6,11 +6,12 @@ import fcntl
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import pytest
+from programs import eventually
 
 from braid_orchestrator.bench.workers import Crew
 from braid_rpc.errors import BraidError, InvalidRequestError, UnavailableError
@@ -103,19 +104,12 @@ def is_free(file: TextIO) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_call_does_not_outlive_the_process_that_asked(tmp_path: Path) -> None:
     parent = multiprocessing.get_context("spawn").Process(target=hire_and_ask, args=(tmp_path,))
     parent.start()
-    wait_for((tmp_path / "asleep").exists)
+    eventually((tmp_path / "asleep").exists, 100, "a call")
     parent.kill()
     parent.join()
     with (tmp_path / "held").open("w") as held:
-        wait_for(lambda: is_free(held))
+        eventually(lambda: is_free(held), 100, "the end of the process")
     assert (tmp_path / "stopped").exists()
