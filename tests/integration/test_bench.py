@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from models import save_tiny_model
+from programs import Program, eventually
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -56,6 +57,23 @@ def test_throughput_asks_a_whole_service_and_leaves_nothing_running() -> None:
     assert [target["relation"] for target in value["targets"]] == [">=", "<=", "<="]
     assert len(first) == 4
     assert value["raw"]["service_cpu_s"] > 0
+
+
+def test_a_service_does_not_outlive_the_benchmark_that_asks_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "braid_orchestrator.cli", "bench", "throughput", "--quick"]
+    program = Program(command, tmp_path / "log", TMPDIR=str(tmp_path))
+
+    def is_serving() -> bool:
+        asked = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in program.pids()]
+        return sum(b"shard" in words for words in asked) == 2
+
+    try:
+        program.wait_until(is_serving, 200, "two shards of the service")
+        program.process.kill()
+        program.process.wait()
+        eventually(lambda: not program.pids(), 60, "the end of all processes")
+    finally:
+        program.clean_up()
 
 
 def test_precision_measures_weights_and_frames(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def run_graft(options: GraftOptions, progress: Progress = lambda what, done, tot
             "width": options.size.width,
             "vocabulary": options.size.vocab_size,
         },
-        machine=describe_machine(),
+        machine={**describe_machine(), "busy_otherwise": around["cores_busy_otherwise"]},
         tables=(_table(seconds, memory, parameters, options),),
         targets=_targets(seconds, memory, options),
         raw={

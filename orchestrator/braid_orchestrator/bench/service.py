@@ -86,17 +86,25 @@ class RunningService:
 
 @contextmanager
 def running_service(config: Path) -> Iterator[RunningService]:
-    """The service of a configuration, ready on entry and gone on exit.
+    """The service of a configuration, ready on entry and gone on exit, or when this process ends in between.
 
     Raises: BraidError with the end of what it printed if it doesn't come up.
     """
-    command = [sys.executable, "-m", "braid_orchestrator.cli", "serve", "--config", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "braid_orchestrator.cli",
+        "serve",
+        "--config",
+        str(config),
+        "--exit-with-parent",
+    ]
     log = config.with_suffix(".log")
     # Its settings are in the file, whatever the environment of whoever measures says.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAID_")}
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
         )
     too_late = threading.Timer(READY_TIMEOUT_S, process.kill)
     too_late.start()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -19,7 +21,9 @@ from braid_rpc.errors import BraidError, DeadlineError, UnavailableError
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 600.0
-_GRACE_S = 3.0  # for a process that waits for a call, which ends by itself when its parent has
+_STOP_TIMEOUT_S = 10.0
+# For a process to end by itself where nobody waits for what it does: its parent has ended, or is giving up.
+_GRACE_S = 3.0
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -34,7 +38,8 @@ class Worker:
         self._process = _CONTEXT.Process(
             target=_live, args=(other_end, factory, args), name=f"bench-{name}", daemon=True
         )
-        self._process.start()
+        with _without_interrupts():
+            self._process.start()
         other_end.close()
 
     @property
@@ -74,10 +79,10 @@ class Worker:
         """Processor time that the process has used so far."""
         return float(self.call("cpu_s"))
 
-    def stop(self) -> None:
-        """End the process, by force if it takes long. May be called more than once."""
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """End the process, by force if that takes longer. May be called more than once."""
         self._pipe.close()
-        self._process.join(10.0)
+        self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -88,19 +93,18 @@ class Crew:
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for worker in reversed(self.workers):
+            worker.stop(_STOP_TIMEOUT_S if error is None else _GRACE_S)
 
     def hire(self, name: str, factory: Callable[..., Any], *args: Any) -> Worker:
         """Start one more process. It is not ready yet."""
         worker = Worker(name, factory, *args)
         self.workers.append(worker)
-        self._stack.callback(worker.stop)
         return worker
 
     def wait_ready(self, workers: Sequence[Worker], on_ready: Callable[[Worker], None]) -> None:
@@ -128,6 +132,18 @@ class Crew:
 def barrier(parties: int) -> Any:
     """A barrier that workers may be given."""
     return _CONTEXT.Barrier(parties)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started within it never hear a Ctrl-C, which a terminal sends to all of a command's: whoever
+    started them does, and ends them. One that comes meanwhile is heard afterwards."""
+    resource_tracker.ensure_running()  # starting it would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:

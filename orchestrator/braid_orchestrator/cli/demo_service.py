@@ -35,22 +35,26 @@ def running_service(config: Path, endpoints: Endpoints, log: Path, *, plain: boo
     log.parent.mkdir(parents=True, exist_ok=True)
     # A cluster of its own unless told otherwise, and no statistics sent anywhere.
     environment = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # its end tells of ours
             env=environment,
             start_new_session=True,
-        )
-    try:
-        with err.status(f"starting: {' '.join([Path(command[0]).name, *command[1:]])} (its log: {log}) …"):
-            _wait_ready(process, f"http://127.0.0.1:{endpoints.http_port}/ready", log)
-        yield
-    finally:
-        with err.status("shutting down …"):
-            _stop(process)
+        ) as process,
+    ):
+        try:
+            with err.status(
+                f"starting: {' '.join([Path(command[0]).name, *command[1:]])} (its log: {log}) …"
+            ):
+                _wait_ready(process, f"http://127.0.0.1:{endpoints.http_port}/ready", log)
+            yield
+        finally:
+            with err.status("shutting down …"):
+                _stop(process)
 
 
 def _ray_command(config: Path) -> list[str]:
@@ -58,7 +62,15 @@ def _ray_command(config: Path) -> list[str]:
 
 
 def _plain_command(config: Path) -> list[str]:
-    return [sys.executable, "-m", "braid_orchestrator.cli", "serve", "--config", str(config)]
+    return [
+        sys.executable,
+        "-m",
+        "braid_orchestrator.cli",
+        "serve",
+        "--config",
+        str(config),
+        "--exit-with-parent",
+    ]
 
 
 def _check_free(port: int) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from braid_orchestrator.cli.console import announce, err
 from braid_orchestrator.cli.options import StateOption, use_state
+from braid_orchestrator.cli.parents import ExitWithParent, when_parent_ends
 from braid_rpc.errors import ConfigError, UnknownShardError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ Advertise = Annotated[
     str | None,
     typer.Option(metavar="TARGET", help="Where others reach it, if not at this machine's own address."),
 ]
-ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", hidden=True)]
 
 
 def shard(
@@ -190,13 +190,7 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     if exit_with_parent:
-
-        def wait_for_parent() -> None:
-            # The file descriptor itself: a buffered reader would hold a lock when the interpreter ends.
-            os.read(0, 1)
-            over.set()
-
-        threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
+        when_parent_ends(over.set)
     else:
         announce(f"{name} is ready: {', '.join(server.targets)}")
     from braid_services.settling import settle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from braid_orchestrator.cli.console import announce, err
 from braid_orchestrator.cli.options import ConfigOption, StateOption, use_state
+from braid_orchestrator.cli.parents import ExitWithParent, when_parent_ends
 from braid_rpc.errors import ConfigError, UnknownShardError
 
 
@@ -34,6 +36,7 @@ def serve(
     join: Annotated[
         bool, typer.Option("--join", help="Start no parts: find in the state store what is not given.")
     ] = False,
+    exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve a braid on plain processes, without Ray, until Ctrl-C.
 
@@ -72,6 +75,8 @@ def serve(
         http_port=endpoints.http_port if http_port is None else http_port,
         grpc_port=endpoints.grpc_port if grpc_port is None else grpc_port,
     )
+    if exit_with_parent:
+        when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     status = err.status(
         f"waiting for {len(braid.shards)} shards: {', '.join(one.name for one in braid.shards)} …"
     )

@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import pytest
-from programs import eventually
+from programs import Program, eventually
 
 from braid_orchestrator.bench.workers import Crew
 from braid_rpc.errors import BraidError, InvalidRequestError, UnavailableError
+
+# For a program of its own that imports this module.
+IMPORTS = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
 
 class Servant:
@@ -113,3 +118,35 @@ def test_a_call_does_not_outlive_the_process_that_asked(tmp_path: Path) -> None:
     with (tmp_path / "held").open("w") as held:
         eventually(lambda: is_free(held), 100, "the end of the process")
     assert (tmp_path / "stopped").exists()
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from test_workers import hire_and_ask
+
+if __name__ == "__main__":
+    try:
+        hire_and_ask(Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("when", ["in a call", "while it begins"])
+def test_ctrl_c_is_heard_by_who_asked_alone(tmp_path: Path, when: str) -> None:
+    """A terminal sends it to all processes of a command."""
+    program = tmp_path / "interrupted.py"
+    program.write_text(INTERRUPTED)
+    begin = Program([sys.executable, str(program), str(tmp_path)], tmp_path / "log", PYTHONPATH=IMPORTS)
+    try:
+        if when == "in a call":
+            begin.wait_until((tmp_path / "asleep").exists, 100, "a call")
+        else:
+            begin.wait_until(lambda: len(begin.pids()) > 1, 100, "a process")
+        os.killpg(begin.process.pid, signal.SIGINT)
+        begin.process.wait(60)
+        assert begin.output() == "interrupted\n"
+        eventually(lambda: not begin.pids(), 60, "the end of all processes")
+    finally:
+        begin.clean_up()
