@@ -22,7 +22,7 @@ from braid_fusion.training import has_tensorboard, read_log
 from braid_fusion.weights import read_card
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import PointConfig
-from braid_orchestrator.training.data import DocumentEncoder, TrainingTexts, load_texts
+from braid_orchestrator.training.data import DocumentEncoder, TrainingTexts, find_texts, load_texts
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.run import LOG_FILE, PLOT_FILE, TENSORBOARD, Outcome, RunOptions, train_braid
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, UnsupportedModelError
@@ -44,7 +44,7 @@ def texts(backends: list[ShardBackend], tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("texts") / "text.txt"
     path.write_text("the thing in the other inner theatre is thin there " * 12)
     encoder = DocumentEncoder(backends[0].tokenizer_json(), backends[0].card.eos_token_ids)
-    return load_texts([str(path)], encoder, window=OPTIONS.window, held_out_share=0.2)
+    return load_texts(find_texts([str(path)], held_out_share=0.2), encoder, window=OPTIONS.window)
 
 
 def run(

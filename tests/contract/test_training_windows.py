@@ -17,7 +17,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import PointConfig
 from braid_orchestrator.inprocess.whole_lanes import whole_lanes
 from braid_orchestrator.training.braid_pass import run_pass
-from braid_orchestrator.training.data import DocumentEncoder, TrainingBatch, load_texts
+from braid_orchestrator.training.data import DocumentEncoder, TrainingBatch, find_texts, load_texts
 from braid_orchestrator.training.loss import braid_loss
 from braid_orchestrator.training.run import RunOptions, train_braid
 from braid_rpc.errors import ContextLengthError
@@ -79,7 +79,7 @@ def test_a_run_goes_on_and_says_so_once(transport: str, tmp_path: Path, caplog) 
     encoder = DocumentEncoder(backends[0].tokenizer_json(), backends[0].card.eos_token_ids)
     # More of the anchor's tokens than the other's context has, of its own.
     options = RunOptions(steps=4, window=64, batch_size=2, evaluate_every=2)
-    texts = load_texts([str(path)], encoder, window=options.window, held_out_share=0.2)
+    texts = load_texts(find_texts([str(path)], held_out_share=0.2), encoder, window=options.window)
     with training_shards(backends, transport) as shards, caplog.at_level(logging.WARNING):
         outcome = train_braid(
             shards, stack, texts, options, tmp_path / "run", version="v1", progress_bar=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from braid_orchestrator.evaluation.report import Report, make_report
 from braid_orchestrator.evaluation.scoring import Lineup
 from braid_orchestrator.evaluation.texts import LaneReaders, find_texts, read_texts
 from braid_orchestrator.evaluation.weights import weights_to_evaluate
-from braid_orchestrator.training.data import ReadingOptions, load_texts
+from braid_orchestrator.training.data import FoundTexts, ReadingOptions, load_texts
+from braid_orchestrator.training.data import find_texts as find_texts_to_fit_on
 from braid_orchestrator.training.data.documents import Skipped
 from braid_orchestrator.training.data.origins import in_common
-from braid_orchestrator.training.data.sources import find_source
+from braid_orchestrator.training.data.sources import TextSource
 from braid_orchestrator.training.reaching import Way
 from braid_rpc.errors import InvalidRequestError
 from braid_services.fusion.main import import_strategies
@@ -63,8 +64,9 @@ def do_evaluation(
     Raises: BraidError of every kind.
     """
     check_forgetting(job.forgetting)
-    find_texts(job.texts, job.reading)  # before the models, which may take minutes to load
-    _refuse_useless_fit(job)
+    # Before the models, which may take minutes to load.
+    evaluated = find_texts(job.texts, job.reading)
+    fitted_on = _find_fit(job, evaluated)
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config) as reached:
         shards = reached.shards
@@ -73,14 +75,14 @@ def do_evaluation(
         stack, version = weights_to_evaluate(plan, job.config.fusion, job.weights, reached.store)
         readers = LaneReaders(shards, plan)
         skipped = Skipped()
-        texts = read_texts(job.texts, readers, job.cut.window, job.reading, skipped)
+        texts = read_texts(evaluated, readers, job.cut.window, skipped)
         for line in skipped.lines():
             on_left_out(line)
         lineup = Lineup(shards, stack, {}, job.forgetting, job.accuracy)
         cut = replace(job.cut, max_logit_bytes=_logit_bytes(job, has_foreign=bool(lineup.foreign)))
         fitted = None
-        if job.fit:
-            fitted = _fit(job, lineup, cut, readers, on_progress, on_left_out)
+        if fitted_on is not None:
+            fitted = _fit(job, fitted_on, lineup, cut, readers, on_progress, on_left_out)
             lineup = replace(lineup, learned=fitted.stacks)
         measured = []
         for text in texts:
@@ -106,19 +108,14 @@ def do_evaluation(
 
 def _fit(
     job: EvaluationJob,
+    found: FoundTexts,
     lineup: Lineup,
     cut: Cut,
     readers: LaneReaders,
     on_progress: OnProgress,
     on_left_out: OnLeftOut,
 ) -> Fitted:
-    texts = load_texts(
-        job.fit,
-        readers.anchor.encoder,
-        window=job.fitting.window,
-        held_out_share=_FIT_HELD_OUT,
-        options=job.reading,
-    )
+    texts = load_texts(found, readers.anchor.encoder, window=job.fitting.window)
     for line in texts.skipped:
         on_left_out(line)
     rows = rows_at_once(lineup.shards, replace(cut, window=job.fitting.window))
@@ -131,22 +128,22 @@ def _fit(
     )
 
 
-def _refuse_useless_fit(job: EvaluationJob) -> None:
+def _find_fit(job: EvaluationJob, evaluated: Sequence[TextSource]) -> FoundTexts | None:
     if not job.fit:
-        return
+        return None
     if len(job.config.shards) < 2:
         raise InvalidRequestError(
             f"fit: got {job.fit[0]} to fit mixes on and one shard, {job.config.shards[0].name!r}, expected several"
         )
-    evaluated, fitted = (
-        [origin for spec in specs for origin in find_source(spec, job.reading).origins]
-        for specs in (job.texts, job.fit)
+    found = find_texts_to_fit_on(job.fit, held_out_share=_FIT_HELD_OUT, options=job.reading)
+    common = in_common(
+        *([origin for one in many for origin in one.origins] for many in (evaluated, found.training))
     )
-    common = in_common(evaluated, fitted)
     if common is not None:
         raise InvalidRequestError(
             f"{common}: got a text that is to be fitted on and evaluated on, expected one of them"
         )
+    return found
 
 
 def _logit_bytes(job: EvaluationJob, *, has_foreign: bool) -> int:

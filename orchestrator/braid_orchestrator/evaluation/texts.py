@@ -118,23 +118,18 @@ class LaneReaders:
 
 
 def read_texts(
-    specs: Sequence[str],
-    readers: LaneReaders,
-    window: int,
-    options: ReadingOptions | None = None,
-    skipped: Skipped | None = None,
+    sources: Sequence[TextSource], readers: LaneReaders, window: int, skipped: Skipped | None = None
 ) -> list[EvaluationText]:
-    """Texts as `find_source` takes them, each named as it was put. All are looked up before any is read.
+    """What `find_texts` has found, each named as it was put.
 
-    Raises: as `find_texts`; InvalidRequestError for one without text, and what else `LaneReaders.read` raises.
+    Raises: InvalidRequestError for one without text, and what else `LaneReaders.read` raises.
     """
     skipped = Skipped() if skipped is None else skipped
-    sources = find_texts(specs, options)
     return [readers.read(source.spec, source.documents(skipped), window, skipped) for source in sources]
 
 
 def find_texts(specs: Sequence[str], options: ReadingOptions | None = None) -> list[TextSource]:
-    """Look texts up, and read none.
+    """Look texts up, as `find_source` takes them. A data set that isn't on this machine is fetched; nothing is read.
 
     Raises: InvalidRequestError for none, or one named twice; NotFoundError and what else `find_source` raises.
     """

@@ -66,7 +66,12 @@ def do_job(
         check_place(job.folder, version=job.version, resume=job.resume)
     if peers.rank == 0:  # who writes
         check_writable(job.folder, job.tensorboard)
-    find_texts(job.texts, job.held_out, job.reading)
+    found = find_texts(
+        job.texts,
+        held_out=job.held_out,
+        held_out_share=0.0 if job.held_out else job.held_out_share,
+        options=job.reading,
+    )
     import_strategies(job.config.fusion.imports)
     with job.way.reach(job.config, peers.rank) as reached:
         plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
@@ -75,12 +80,9 @@ def do_job(
         check_run(reached.shards, stack, job.options, job.folder, version=job.version, resume=job.resume)
         anchor = reached.shards[plan.anchor]
         texts = load_texts(
-            job.texts,
+            found,
             DocumentEncoder(anchor.tokenizer_json(), anchor.card.eos_token_ids),
             window=job.options.window,
-            held_out=job.held_out,
-            held_out_share=0.0 if job.held_out else job.held_out_share,
-            options=job.reading,
             on_progress=on_reading,
         )
         on_read()

@@ -22,7 +22,7 @@ from braid_orchestrator.training.data.corpus import TokenCorpus
 from braid_orchestrator.training.data.documents import Document
 from braid_orchestrator.training.data.encoding import DocumentEncoder, encode_source
 from braid_orchestrator.training.data.files import TEXT_SUFFIXES
-from braid_orchestrator.training.data.loading import TrainingTexts, find_texts, load_texts
+from braid_orchestrator.training.data.loading import FoundTexts, TrainingTexts, find_texts, load_texts
 from braid_orchestrator.training.data.sources import MemorySource, ReadingOptions
 from braid_orchestrator.training.data.windows import Packing
 
@@ -31,6 +31,7 @@ __all__ = [
     "Document",
     "DocumentEncoder",
     "EvaluationBatches",
+    "FoundTexts",
     "MemorySource",
     "Packing",
     "ReadingOptions",

@@ -75,7 +75,7 @@ def with_absolute_folder(spec: str) -> str:
     Raises: InvalidRequestError for a folder whose whole path can't be part of a spec.
     """
     match = _SPEC.fullmatch(spec)
-    if match is None or not Path(match["name"]).exists():
+    if match is None or not Path(match["name"]).is_dir():
         return spec
     folder = str(Path(match["name"]).resolve())
     absolute = f"{spec[: match.start('name')]}{folder}{spec[match.end('name') :]}"
@@ -90,7 +90,7 @@ def _origins(
 ) -> frozenset[Origin]:
     """Which rows of which splits; a split may be sliced, and several joined by a plus. Where nobody says how many
     rows splits have, the word itself."""
-    name = str(Path(name).resolve()) if Path(name).exists() else name
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
     whole = {one: info.num_examples for one, info in (rows.info.splits or {}).items()}
     prefix = f"{PREFIX}{name}@{rows.info.config_name}"
     if not whole:

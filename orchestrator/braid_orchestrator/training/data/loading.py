@@ -1,4 +1,8 @@
-"""From what a user names to the corpora of a run: what is trained on, and what is held out. Makes no batches."""
+"""From what a user names to the corpora of a run: what is trained on, and what is held out. Makes no batches.
+
+In two steps, so that a name that means nothing is refused before models are loaded: `find_texts` looks texts up, and
+`load_texts` reads them, by a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,16 @@ from braid_rpc.errors import InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
+class FoundTexts:
+    """What is there, none of it read. Of each of ``training``, a share of ``held_out_share`` is to be held out;
+    ``held_out`` are texts of their own."""
+
+    training: tuple[TextSource, ...]
+    held_out: tuple[TextSource, ...] = ()
+    held_out_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingTexts:
     """``held_out`` None: nothing is. ``skipped``: sentences about what was left out."""
 
@@ -29,47 +43,49 @@ class TrainingTexts:
 
 
 def find_texts(
-    texts: Sequence[str], held_out: Sequence[str] = (), options: ReadingOptions | None = None
-) -> tuple[list[TextSource], list[TextSource]]:
-    """Look up what is trained on and what is held out, as `find_source` takes them, and read nothing.
+    texts: Sequence[str],
+    *,
+    held_out: Sequence[str] = (),
+    held_out_share: float = 0.0,
+    options: ReadingOptions | None = None,
+) -> FoundTexts:
+    """Look up everything. A data set that isn't on this machine is fetched; nothing else is read.
+
+    Args:
+        texts, held_out: as `find_source` takes them.
+        held_out_share: of every text, kept from training (see `split_corpus`); instead of ``held_out``.
 
     Raises: InvalidRequestError, also for a text that is named twice; NotFoundError, UnavailableError, ConfigError.
     """
     if not texts:
         raise InvalidRequestError("text: got none, expected at least one file, folder or data set")
-    options = options or ReadingOptions()
-    sources, held_out_sources = (
-        [find_source(spec, options) for spec in specs] for specs in (texts, held_out)
-    )
-    refuse_taken_twice(sources)
-    _refuse_common_texts(sources, held_out_sources)
-    return sources, held_out_sources
-
-
-def load_texts(
-    texts: Sequence[str],
-    encoder: DocumentEncoder,
-    *,
-    window: int,
-    held_out: Sequence[str] = (),
-    held_out_share: float = 0.0,
-    options: ReadingOptions | None = None,
-    on_progress: OnProgress | None = None,
-) -> TrainingTexts:
-    """Read and tokenize everything. All names are looked up before any text is read.
-
-    Args:
-        texts, held_out: as `find_source` takes them.
-        window: what prompts with their completions must fit into.
-        held_out_share: of every text, kept from training (see `split_corpus`); instead of ``held_out``.
-
-    Raises: InvalidRequestError, NotFoundError, UnavailableError, ConfigError, ContextLengthError.
-    """
     if held_out and held_out_share:
         raise InvalidRequestError(
             f"held out: got both texts ({held_out[0]}) and a share of {held_out_share}, expected one of them"
         )
-    sources, held_out_sources = find_texts(texts, held_out, options)
+    options = options or ReadingOptions()
+    found = FoundTexts(
+        tuple(find_source(spec, options) for spec in texts),
+        tuple(find_source(spec, options) for spec in held_out),
+        held_out_share,
+    )
+    refuse_taken_twice(found.training)
+    _refuse_common_texts(found.training, found.held_out)
+    if held_out_share:
+        _refuse_common_rows(found.training)
+    return found
+
+
+def load_texts(
+    found: FoundTexts, encoder: DocumentEncoder, *, window: int, on_progress: OnProgress | None = None
+) -> TrainingTexts:
+    """Read and tokenize everything that was found.
+
+    Args:
+        window: what prompts with their completions must fit into.
+
+    Raises: InvalidRequestError, ContextLengthError.
+    """
     skipped: list[str] = []
 
     def encode(source: TextSource) -> TokenCorpus:
@@ -80,13 +96,13 @@ def load_texts(
         skipped.extend(left_out.lines())
         return corpus
 
-    training = [encode(source) for source in sources]
-    kept = [encode(source) for source in held_out_sources]
-    if held_out_share:
+    training = [encode(source) for source in found.training]
+    kept = [encode(source) for source in found.held_out]
+    if found.held_out_share:
         # Of each by itself: the end of all of them would be the last one's.
         pairs = [
-            split_corpus(corpus, held_out_share, source.spec)
-            for corpus, source in zip(training, sources, strict=True)
+            split_corpus(corpus, found.held_out_share, source.spec)
+            for corpus, source in zip(training, found.training, strict=True)
         ]
         training, kept = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return TrainingTexts(
@@ -101,3 +117,15 @@ def _refuse_common_texts(texts: Sequence[TextSource], held_out: Sequence[TextSou
         raise InvalidRequestError(
             f"{common}: got a text that is to be trained on and held out, expected one of them"
         )
+
+
+def _refuse_common_rows(texts: Sequence[TextSource]) -> None:
+    """Each text has its share held out by itself, so what one holds out of a row another would train on."""
+    for number, text in enumerate(texts):
+        before = [origin for one in texts[:number] for origin in one.origins]
+        common = in_common(text.origins, before)
+        if common is not None:
+            raise InvalidRequestError(
+                f"{text.spec}: got rows of {common} of which another field is a text, too, and a share to hold out "
+                "of each; expected one of the fields, or texts of their own to hold out"
+            )

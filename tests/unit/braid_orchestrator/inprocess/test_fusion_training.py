@@ -11,7 +11,7 @@ from braids import two_backends
 from braid_fusion.errors import TrainingConfigError
 from braid_fusion.stack import FusionStack
 from braid_orchestrator import BraidedLLM, ModelWrapper, train_fusion_layers
-from braid_orchestrator.training.data import DocumentEncoder, load_texts
+from braid_orchestrator.training.data import DocumentEncoder, find_texts, load_texts
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.run import RunOptions, train_braid
 from braid_rpc.errors import ContextLengthError, InvalidRequestError
@@ -44,7 +44,7 @@ def test_it_gives_the_weights_that_training_against_services_gives(backends, tmp
     outcome = train_braid(
         shards,
         stack,
-        load_texts([str(tmp_path / f"{index}.txt") for index in range(3)], encoder, window=16),
+        load_texts(find_texts([str(tmp_path / f"{index}.txt") for index in range(3)]), encoder, window=16),
         RunOptions(steps=5, window=16, batch_size=3, seed=2),
         tmp_path / "run",
         version="v1",

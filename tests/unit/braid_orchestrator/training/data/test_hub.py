@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from braid_orchestrator.training.data import find_texts
 from braid_orchestrator.training.data.documents import Skipped
 from braid_orchestrator.training.data.hub import open_dataset, with_absolute_folder
 from braid_orchestrator.training.data.origins import in_common, taken_twice
@@ -101,6 +102,20 @@ def test_two_fields_of_a_row_are_two_texts_of_one_origin(tmp_path: Path) -> None
     assert in_common(title, body) is not None
 
 
+def test_two_fields_of_a_row_are_not_split_each_by_itself(tmp_path: Path) -> None:
+    """Else a body would be trained on whose title is held out."""
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"title": ["a"], "body": ["b"]}).to_parquet(folder / "train.parquet")
+    specs = [f"hf:{folder}:train:{field}" for field in ("title", "body")]
+    (tmp_path / "kept.txt").write_text("kept")
+    assert len(find_texts(specs, held_out=[str(tmp_path / "kept.txt")]).training) == 2
+    with pytest.raises(
+        InvalidRequestError, match=r":body: got rows of hf:.* of which another field is a text, too"
+    ):
+        find_texts(specs, held_out_share=0.1)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
@@ -149,5 +164,6 @@ def test_rows_of_a_hub_are_read_like_any(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_folder_is_told_from_a_name_on_the_hub(folder: Path) -> None:
     assert with_absolute_folder("hf:verses@default:train[:2]") == f"hf:{folder}@default:train[:2]"
-    for same in (f"hf:{folder}", "hf:someone/else", "hf:a:b:c:d"):
+    (folder.parent / "file").touch()  # the library takes folders alone
+    for same in (f"hf:{folder}", "hf:someone/else", "hf:a:b:c:d", "hf:file:train"):
         assert with_absolute_folder(same) == same

@@ -9,18 +9,23 @@ from typing import Any
 import pytest
 from corpora import byte_encoder
 
-from braid_orchestrator.training.data import ReadingOptions, TextBatches, TrainingTexts, load_texts
+from braid_orchestrator.training.data import (
+    FoundTexts,
+    ReadingOptions,
+    TextBatches,
+    TrainingTexts,
+    find_texts,
+    load_texts,
+)
 from braid_rpc.errors import ContextLengthError, InvalidRequestError, NotFoundError
 
 
-def load(*texts: Path, held_out: tuple[Path, ...] = (), window: int = 16, **options: Any) -> TrainingTexts:
-    return load_texts(
-        [str(path) for path in texts],
-        byte_encoder(),
-        window=window,
-        held_out=[str(path) for path in held_out],
-        **options,
-    )
+def find(*texts: Path, held_out: tuple[Path, ...] = (), **options: Any) -> FoundTexts:
+    return find_texts([str(path) for path in texts], held_out=[str(path) for path in held_out], **options)
+
+
+def load(*texts: Path, window: int = 16, **options: Any) -> TrainingTexts:
+    return load_texts(find(*texts, **options), byte_encoder(), window=window)
 
 
 @pytest.fixture
@@ -73,17 +78,18 @@ def test_what_was_left_out_is_told_by_text(folder: Path) -> None:
 
 def test_progress_is_told_for_every_text(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    load(folder / "a.txt", held_out=(folder / "b.txt",), on_progress=lambda *values: told.append(values))
+    found = find(folder / "a.txt", held_out=(folder / "b.txt",))
+    load_texts(found, byte_encoder(), window=16, on_progress=lambda *values: told.append(values))
     assert told == [(str(folder / "a.txt"), 100, 100), (str(folder / "b.txt"), 50, 50)]
 
 
-def test_all_names_are_looked_up_before_anything_is_read(folder: Path) -> None:
-    told: list[Any] = []
+def test_names_are_looked_up_without_reading(folder: Path) -> None:
+    (folder / "c.txt").write_bytes(b"\xff")
+    found = find(folder / "c.txt", held_out=(folder / "a.txt",))
+    with pytest.raises(InvalidRequestError, match=r"c.txt: .*UTF-8"):
+        load_texts(found, byte_encoder(), window=16)
     with pytest.raises(NotFoundError, match=r"none.txt: no such file"):
-        load(
-            folder / "a.txt", held_out=(folder / "none.txt",), on_progress=lambda *values: told.append(values)
-        )
-    assert not told
+        find(folder / "c.txt", held_out=(folder / "none.txt",))
 
 
 @pytest.mark.parametrize("kept", ["a.txt", "../{}/a.txt", "."])
