@@ -74,7 +74,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
             "window: got 300 tokens, expected at most 256, the context of shard",
         ),
         ((*fresh, "--resume"), 2, f"{tmp_path / 'fresh' / 'checkpoints'}: no run here to go on with"),
-        (("--into", done), 1, "got checkpoints of another run up to step-00000001.ckpt"),
+        (("--into", done), 1, "got checkpoints up to step-00000001.ckpt"),
         ((*fresh, "--config", one_for_all), 2, "got no trainable parameter"),
         ((*fresh, "--shard", "left=127.0.0.1:1"), 2, "--shard: got none for right"),
         ((*fresh, "--join"), 2, "got no state store"),

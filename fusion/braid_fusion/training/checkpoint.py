@@ -81,12 +81,13 @@ class CheckpointFolder:
         return path
 
     def refuse_another_run(self) -> None:
-        """Raises: CheckpointMismatchError if there are checkpoints, which a new run would mix with its own."""
+        """Raises: CheckpointMismatchError if there are checkpoints, with which a run that doesn't go on from one of
+        them would mix its own."""
         found = steps_in(self.folder)
         if found:
             raise CheckpointMismatchError(
-                f"{self.folder}: got checkpoints of another run up to {found[-1][1].name}, expected none for a run "
-                "from the start; resume from them or choose another folder"
+                f"{self.folder}: got checkpoints up to {found[-1][1].name}, expected none for a run that doesn't go "
+                "on from one of them; resume from them or choose another folder"
             )
 
 
@@ -149,7 +150,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _way_on(path: Path) -> str:
     """How a run whose last checkpoint can't be read goes on."""
     found = [other for _, other in steps_in(path.parent)]
-    before = found[: found.index(path)] if path in found else []
+    if path not in found:
+        return f"expected step-….ckpt of a run{f', such as {found[-1].name} beside it' if found else ''}"
+    before = found[: found.index(path)]
     if not before:
         return "there is none before it in its folder, so the run has to begin anew, in another folder"
     return f"remove it, and the run can be resumed from {before[-1].name}, the one before it"

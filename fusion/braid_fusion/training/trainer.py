@@ -161,10 +161,10 @@ class Trainer(Generic[BatchT]):
             self._checkpoints.refuse_another_run()
         if checkpoint is not None:
             self._state.restore(read_checkpoint(checkpoint))
-        if self._checkpoints is not None and is_own:
-            self._saved_step = self._state.position.step
-            if self._writes:  # before the log is cut: never ahead of it
-                self._checkpoints.rewind(self._saved_step, self._state.best)
+            if is_own:
+                self._saved_step = self._state.position.step
+            if self._checkpoints is not None and self._writes:  # before the log is cut: never ahead of it
+                self._checkpoints.rewind(self._state.position.step, self._state.best)
         resume_step = None if resume_from is None else self._state.position.step
         self._log = RunLog(self._log_path, resume_step)
         self._tensorboard = TensorBoardLog(self._tensorboard_folder, resume_step)

@@ -37,7 +37,7 @@ from braid_fusion.training.config import PrecisionName
 from braid_fusion.training.peers import NoPeers, Peers
 from braid_fusion.training.precision import Precision
 from braid_fusion.training.trainer import never
-from braid_fusion.weights import refuse_what_is_no_version, save_stack
+from braid_fusion.weights import CARD_FILE, refuse_what_is_no_version, save_stack
 from braid_orchestrator.training.data import EvaluationBatches, TextBatches, TrainingTexts
 from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
 from braid_orchestrator.training.ports import TrainingShard
@@ -215,7 +215,7 @@ def check_place(folder: Path, *, version: str, resume: bool) -> None:
         CheckpointFolder(checkpoints, keep=1).refuse_another_run()
     with braid_errors():
         refuse_what_is_no_version(weights)
-    if weights.exists() and not resume:
+    if (weights / CARD_FILE).exists() and not resume:
         raise ConflictError(
             f"{weights}: got a version of another run, expected none for a run from the start: name this one's "
             "otherwise (--version), choose another folder (--into), or remove it"

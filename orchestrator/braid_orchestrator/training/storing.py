@@ -53,4 +53,4 @@ def what_is_left(folder: Path) -> str:
         found = steps_in(folder / CHECKPOINTS)
     if not found:
         return "there is no checkpoint yet to go on from"
-    return f"its last checkpoint, {found[-1][1].name}, is whole: --resume goes on from it"
+    return f"--resume goes on from its last checkpoint, {found[-1][1].name}"

@@ -134,6 +134,19 @@ def test_a_damaged_one_is_told_with_what_the_run_can_go_on_from(tmp_path: Path) 
         read_checkpoint(tmp_path)
 
 
+def test_a_file_that_is_none_of_a_runs_checkpoints_is_told_as_that(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "run", keep=1)
+    folder.save(4, CONTENT)
+    best = folder.save_best({"weight": torch.ones(2)})
+    expected = r"; expected step-….ckpt of a run, such as step-00000004.ckpt beside it$"
+    with pytest.raises(CorruptCheckpointError, match=expected):
+        read_checkpoint(best)
+    alone = tmp_path / "alone"
+    alone.write_bytes(best.read_bytes())
+    with pytest.raises(CorruptCheckpointError, match=r"; expected step-….ckpt of a run$"):
+        read_checkpoint(alone)
+
+
 class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('code ran')",))

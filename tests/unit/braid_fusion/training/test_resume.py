@@ -96,11 +96,22 @@ def test_going_on_from_an_earlier_checkpoint_forgets_a_later_best(tmp_path: Path
     assert not all(torch.equal(earlier[name], later[name]) for name in best)
 
 
+def test_a_run_that_goes_on_in_another_folder_has_its_best_there(tmp_path: Path) -> None:
+    first = EarlyStopping(patience=None, higher_is_better=True)  # the loss falls, so none is better later
+    run_until(tmp_path / "one", 9, early_stopping=first)
+    best = load_file(tmp_path / "one" / "checkpoints" / BEST_FILE)
+    tiny_trainer(tmp_path / "other", early_stopping=first).run(tmp_path / "one" / "checkpoints")
+    there = load_file(tmp_path / "other" / "checkpoints" / BEST_FILE)
+    assert all(torch.equal(there[name], best[name]) for name in best)
+
+
 def test_checkpoints_of_another_run_are_left_alone(tmp_path: Path) -> None:
     for name in ("one", "other"):
         tiny_trainer(tmp_path / name, checkpoint_every=6).run()
     before = steps(tmp_path / "other" / "checkpoints")
-    with pytest.raises(CheckpointMismatchError, match="checkpoints of another run"):
+    with pytest.raises(
+        CheckpointMismatchError, match="expected none for a run that doesn't go on from one of them"
+    ):
         tiny_trainer(tmp_path / "other").run(tmp_path / "one" / "checkpoints" / "step-00000006.ckpt")
     assert steps(tmp_path / "other" / "checkpoints") == before
 

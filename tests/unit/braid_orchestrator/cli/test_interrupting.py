@@ -86,9 +86,7 @@ def test_of_a_run_that_goes_on_its_checkpoint_is_told(
         )
     )
     assert code == 130
-    assert (
-        told == "interrupted: its last checkpoint, step-00000004.ckpt, is whole: --resume goes on from it\n"
-    )
+    assert told == "interrupted: --resume goes on from its last checkpoint, step-00000004.ckpt\n"
 
 
 def test_in_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

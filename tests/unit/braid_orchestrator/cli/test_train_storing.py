@@ -59,7 +59,7 @@ def test_a_full_disk_is_told_in_one_line_with_what_is_left(folder: Path) -> None
     with full_disk():
         code, told = train(folder, "--resume", into="later")
     assert code == 1
-    assert told.endswith("its last checkpoint, step-00000002.ckpt, is whole: --resume goes on from it")
+    assert told.endswith("--resume goes on from its last checkpoint, step-00000002.ckpt")
     assert train(folder, "--resume", into="later")[0] == 0
 
 
@@ -107,6 +107,7 @@ def test_weights_that_are_there_are_not_overwritten_by_a_new_run(
     code, told = refused_before_the_models(folder, monkeypatch)
     assert code == 1 and f"{weights}/trained is no folder, expected a version or nothing there" in told
     (weights / "trained").unlink()
+    (weights / "trained").mkdir()  # as good as nothing
 
     assert train(folder)[0] == 0
     before = (weights / "trained" / "card.json").read_bytes()
