@@ -52,8 +52,8 @@ class RunPool(Generic[SpecT, ResultT]):
         self._threads = ThreadPoolExecutor(usable_cores())
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._crew.__exit__(*exception)
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        self._crew.__exit__(error, *rest)
         self._threads.shutdown(cancel_futures=True)
 
     def run(self, specs: Iterable[SpecT]) -> list[ResultT]:
