@@ -136,11 +136,10 @@ class KeyTasks:
                 return self._calculation(numbers, operators)
 
     def calculate_less(self, draw: random.Random) -> Exercise:
-        """An expression over numbers of which each may have fewer digits, and of which there may be fewer. None of
-        those that are held out."""
+        """An expression over numbers of which each may have fewer digits, or be zero. None of those that are held
+        out."""
         while True:
-            count = draw.randrange(2, self.recipe.num_operands + 1)
-            digits = [draw.randrange(1, self.recipe.num_digits + 1) for _ in range(count)]
+            digits = [draw.randrange(self.recipe.num_digits + 1) for _ in range(self.recipe.num_operands)]
             numbers = [draw.randrange(10**one) for one in digits]
             operators = [draw.choice("+-") for _ in numbers[1:]]
             if not self._is_held_out(numbers, operators):

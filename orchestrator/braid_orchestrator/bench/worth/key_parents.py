@@ -67,6 +67,10 @@ class KeyParentRecipe:
         """An exercise of the calculator."""
         return tasks.calculate(draw)
 
+    def is_ready_for_noise(self, loss: float) -> bool:
+        """Whether the calculator's noise grows after a batch with this loss."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class PairsParentRecipe(KeyParentRecipe):
@@ -85,11 +89,13 @@ class GradualParentRecipe(KeyParentRecipe):
     """The same for a table that is too large, and sums that are too long, to be found out all at once.
 
     The table's exercises are about ``first_keys`` keys at first; the others are added evenly until ``growing`` of its
-    steps are done. Of the calculator's, a share of ``easier`` have fewer operands and digits, or may have."""
+    steps are done. Of the calculator's, a share of ``easier`` have numbers of fewer digits, or may have; its noise grows
+    after batches with a loss below ``calm_loss``, so not before it can calculate."""
 
     first_keys: int = 300
     growing: float = 0.6
-    easier: float = 0.5
+    easier: float = 0.7
+    calm_loss: float = 0.3
 
     def keys_at(self, tasks: KeyTasks, step: int) -> Sequence[str]:
         """See `KeyParentRecipe`."""
@@ -100,6 +106,10 @@ class GradualParentRecipe(KeyParentRecipe):
     def calculate(self, tasks: KeyTasks, draw: Random) -> Exercise:
         """See `KeyParentRecipe`."""
         return tasks.calculate_less(draw) if draw.random() < self.easier else tasks.calculate(draw)
+
+    def is_ready_for_noise(self, loss: float) -> bool:
+        """See `KeyParentRecipe`."""
+        return loss < self.calm_loss
 
 
 def make_parent(who: str, recipe: KeyParentRecipe, seed: int) -> LlamaForCausalLM:
@@ -190,25 +200,27 @@ class _Readable(nn.Module):
 
 
 class _Tolerant(nn.Module):
-    """A model that reads through noise, more with every batch at first."""
+    """A model that reads through noise, more with every batch at first for which the recipe finds it ready."""
 
     def __init__(self, model: LlamaForCausalLM, recipe: KeyParentRecipe) -> None:
         super().__init__()
         self.model = model
-        self._noise = recipe.noise
+        self._recipe = recipe
         self._warmup = max(1, round(recipe.noise_warmup * recipe.calculator_steps))
-        self._num_batches = 0
+        self._num_ready = 1
 
     def loss(self, batch: ExerciseBatch) -> Tensor:
         """Mean loss of the characters that count."""
         read_BLD = self.model.get_input_embeddings()(_rectangle(batch))
         if self.training:
-            self._num_batches += 1
-            share = min(1.0, self._num_batches / self._warmup)
+            share = min(1.0, self._num_ready / self._warmup)
             size = read_BLD.detach().square().mean().sqrt()
-            read_BLD = read_BLD + share * self._noise * size * torch.randn_like(read_BLD)
+            read_BLD = read_BLD + share * self._recipe.noise * size * torch.randn_like(read_BLD)
         output = self.model.model(inputs_embeds=read_BLD, use_cache=False)
-        return _answer_loss(self.model, output.last_hidden_state, batch)
+        loss = _answer_loss(self.model, output.last_hidden_state, batch)
+        if self.training:
+            self._num_ready += self._recipe.is_ready_for_noise(loss.item())
+        return loss
 
 
 def _rectangle(batch: ExerciseBatch) -> Tensor:

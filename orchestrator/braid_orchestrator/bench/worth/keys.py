@@ -95,7 +95,7 @@ VARIANTS: Mapping[str, KeysOptions] = {
     "larger": KeysOptions(
         recipe=KeysRecipe(
             keys=KeyRecipe(num_keys=5000, num_trained=1000, num_digits=3, num_operands=3),
-            parents=GradualParentRecipe(table_steps=2000, calculator_steps=2000),
+            parents=GradualParentRecipe(table_steps=2000, calculator_steps=3000),
             training=KeyTrainingRecipe(match_steps=800, num_steps=400),
         ),
         contestants=FEW,

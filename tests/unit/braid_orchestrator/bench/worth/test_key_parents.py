@@ -1,0 +1,45 @@
+"""What the two models over keys are trained on, as recipes have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
+from braid_orchestrator.bench.worth.key_parents import CALCULATOR, GradualParentRecipe, train_parent
+
+TASKS = KeyTasks(KeyRecipe(num_keys=20, num_trained=10), 0)
+
+
+@dataclass(frozen=True)
+class Told(GradualParentRecipe):
+    """Notes what it is asked."""
+
+    asked: tuple[list[float], ...] = ([],)
+
+    def is_ready_for_noise(self, loss: float) -> bool:
+        self.asked[0].append(loss)
+        return super().is_ready_for_noise(loss)
+
+
+def losses(calm_loss: float) -> list[float]:
+    recipe = Told(
+        width=16,
+        num_layers=1,
+        mlp_width=16,
+        calculator_steps=4,
+        step_exercises=8,
+        noise=50.0,
+        noise_warmup=1.0,
+        calm_loss=calm_loss,
+        asked=([],),
+    )
+    train_parent(CALCULATOR, TASKS, recipe)
+    return recipe.asked[0]
+
+
+def test_noise_waits_until_the_calculator_can_calculate() -> None:
+    waits, grows = losses(0.0), losses(100.0)
+    assert len(waits) == 4 and waits[0] == grows[0]
+    assert waits[1:] != grows[1:]
+    recipe = GradualParentRecipe(calm_loss=0.25)
+    assert recipe.is_ready_for_noise(0.2) and not recipe.is_ready_for_noise(0.3)
