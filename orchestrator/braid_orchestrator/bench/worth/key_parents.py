@@ -89,8 +89,8 @@ class GradualParentRecipe(KeyParentRecipe):
     """The same for a table that is too large, and sums that are too long, to be found out all at once.
 
     The table's exercises are about ``first_keys`` keys at first; the others are added evenly until ``growing`` of its
-    steps are done. Of the calculator's, a share of ``easier`` have numbers of fewer digits, or may have; its noise grows
-    after batches with a loss below ``calm_loss``, so not before it can calculate."""
+    steps are done. Of the calculator's, a share of ``easier`` have numbers of fewer digits, or may have; its noise
+    grows after batches with a loss below ``calm_loss``, so not before it can calculate."""
 
     first_keys: int = 300
     growing: float = 0.6
