@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from braid_orchestrator.bench.braids import Variant
 from braid_orchestrator.bench.pair import NAMES, SEEDS, ModelSize, make_model, make_tokenizer
+from braid_orchestrator.child_command import child_command
 from braid_rpc.errors import BraidError
 
 READY_TIMEOUT_S = 300.0
@@ -90,15 +90,7 @@ def running_service(config: Path) -> Iterator[RunningService]:
 
     Raises: BraidError with the end of what it printed if it doesn't come up.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "braid_orchestrator.cli",
-        "serve",
-        "--config",
-        str(config),
-        "--exit-with-parent",
-    ]
+    command = child_command("serve", "--config", str(config))
     log = config.with_suffix(".log")
     # Its settings are in the file, whatever the environment of whoever measures says.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BRAID_")}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from braid_orchestrator.child_command import child_command
 from braid_orchestrator.cli.console import err
 from braid_orchestrator.config.schema import Endpoints
 from braid_rpc.errors import BraidError, ConflictError, UnavailableError
@@ -31,7 +32,7 @@ def running_service(config: Path, endpoints: Endpoints, log: Path, *, plain: boo
     """
     for port in (endpoints.http_port, endpoints.grpc_port):
         _check_free(port)
-    command = _plain_command(config) if plain else _ray_command(config)
+    command = child_command("serve", "--config", str(config)) if plain else _ray_command(config)
     log.parent.mkdir(parents=True, exist_ok=True)
     # A cluster of its own unless told otherwise, and no statistics sent anywhere.
     environment = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
@@ -57,20 +58,8 @@ def running_service(config: Path, endpoints: Endpoints, log: Path, *, plain: boo
                 _stop(process)
 
 
-def _ray_command(config: Path) -> list[str]:
-    return [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-
-
-def _plain_command(config: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "braid_orchestrator.cli",
-        "serve",
-        "--config",
-        str(config),
-        "--exit-with-parent",
-    ]
+def _ray_command(config: Path) -> tuple[str, ...]:
+    return (str(Path(sys.executable).with_name("serve")), "run", str(config))
 
 
 def _check_free(port: int) -> None:

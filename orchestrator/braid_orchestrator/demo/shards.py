@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from braid_orchestrator.child_command import child_command
 from braid_orchestrator.serving.processes import ProcessSpec, Supervisor
 from braid_services.shard.config import ShardConfig
 
@@ -52,4 +52,4 @@ def _command(shard: ShardConfig, target: str) -> tuple[str, ...]:
     if shard.quantization:
         options["--quantization"] = shard.quantization
     given = [part for option in options.items() for part in option]
-    return (sys.executable, "-m", "braid_orchestrator.cli", "shard", *given, "--exit-with-parent")
+    return child_command("shard", *given)

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from braid_orchestrator.child_command import child_command
 from braid_orchestrator.config.schema import Endpoints
 from braid_orchestrator.config.values import FUSION, BraidConfig
 from braid_orchestrator.serving.api_keys import ApiKeys
@@ -54,16 +54,7 @@ def process_specs(
 
 
 def _spec(name: str, arguments: list[str], target: str) -> ProcessSpec:
-    command = (
-        sys.executable,
-        "-m",
-        "braid_orchestrator.cli",
-        *arguments,
-        "--target",
-        target,
-        "--exit-with-parent",
-    )
-    return ProcessSpec(name, command, target)
+    return ProcessSpec(name, child_command(*arguments, "--target", target), target)
 
 
 def serve_plain(
