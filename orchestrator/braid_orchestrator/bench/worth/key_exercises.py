@@ -1,7 +1,7 @@
 """Arithmetic over keys, the tasks: a secret table of keys and numbers, and what is to be answered.
 
 Three kinds of exercise, in columns as a table prints them: texts stand to the left of their field, numbers to the
-right. A field is as wide as a key and all digits but one.
+right. A field is as wide as a key and all digits but one, and a gap.
 
     substitute    "ab +cd >"   →  " 37+ 42"      knows the table
     calculate     " 37+ 42="   →  "97"           the sum, 79, with its last digit first
@@ -55,14 +55,28 @@ class KeyRecipe:
         return 2 if self.num_keys <= 2000 else 3
 
     @property
+    def gap(self) -> int:
+        """How far behind its key's last letter a number's first digit stands."""
+        return 0
+
+    @property
     def field(self) -> int:
         """How many characters an operand takes."""
-        return self.key_length + self.num_digits - 1
+        return self.key_length + self.num_digits - 1 + self.gap
 
     @property
     def length(self) -> int:
         """Of the longest exercise: operands with operators, twice, two marks and the start."""
         return 2 * self.num_operands * (self.field + 1) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class SpacedKeyRecipe(KeyRecipe):
+    """The same with numbers that begin behind their keys. All letters of a key then stand where numbers have blanks,
+    and nobody who hears a number there needs to know which letter is the last. A recipe of its own, so that finished
+    runs without a gap stay what they are."""
+
+    gap: int = 1
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class KeyParentRecipe:
         """Which keys the table's exercises are about in a step."""
         return tasks.all_keys
 
-    def calculate(self, tasks: KeyTasks, draw: Random) -> Exercise:
-        """An exercise of the calculator."""
+    def calculate(self, tasks: KeyTasks, step: int, draw: Random) -> Exercise:
+        """An exercise of the calculator in a step."""
         return tasks.calculate(draw)
 
     def is_ready_for_noise(self, loss: float) -> bool:
@@ -89,12 +89,14 @@ class GradualParentRecipe(KeyParentRecipe):
     """The same for a table that is too large, and sums that are too long, to be found out all at once.
 
     The table's exercises are about ``first_keys`` keys at first; the others are added evenly until ``growing`` of its
-    steps are done. Of the calculator's, a share of ``easier`` have numbers of fewer digits, or may have; its noise
-    grows after batches with a loss below ``calm_loss``, so not before it can calculate."""
+    steps are done. Of the calculator's, a share of ``easier`` have numbers of fewer digits, or may have, until
+    ``easier_until`` of its steps are done; its noise grows after batches with a loss below ``calm_loss``, so not
+    before it can calculate."""
 
     first_keys: int = 300
     growing: float = 0.6
     easier: float = 0.7
+    easier_until: float = 0.5
     calm_loss: float = 0.3
 
     def keys_at(self, tasks: KeyTasks, step: int) -> Sequence[str]:
@@ -103,9 +105,10 @@ class GradualParentRecipe(KeyParentRecipe):
         share = step / max(1.0, self.growing * self.table_steps)
         return keys[: self.first_keys + max(0, round(share * (len(keys) - self.first_keys)))]
 
-    def calculate(self, tasks: KeyTasks, draw: Random) -> Exercise:
+    def calculate(self, tasks: KeyTasks, step: int, draw: Random) -> Exercise:
         """See `KeyParentRecipe`."""
-        return tasks.calculate_less(draw) if draw.random() < self.easier else tasks.calculate(draw)
+        is_easier = step < self.easier_until * self.calculator_steps and draw.random() < self.easier
+        return tasks.calculate_less(draw) if is_easier else tasks.calculate(draw)
 
     def is_ready_for_noise(self, loss: float) -> bool:
         """See `KeyParentRecipe`."""
@@ -145,7 +148,7 @@ def train_parent(
 
     def make(draw: Random, step: int) -> Exercise:
         if who == CALCULATOR:
-            return recipe.calculate(tasks, draw)
+            return recipe.calculate(tasks, step, draw)
         keys = recipe.keys_at(tasks, step)
         return tasks.glossed(draw, keys) if draw.random() < 0.5 else tasks.substitute(draw, keys)
 

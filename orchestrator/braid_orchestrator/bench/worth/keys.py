@@ -33,7 +33,7 @@ from braid_orchestrator.bench.worth.key_exercises import (
     COMPOSE_UNSEEN,
     SUBSTITUTE,
     TASKS,
-    KeyRecipe,
+    SpacedKeyRecipe,
 )
 from braid_orchestrator.bench.worth.key_parents import TABLE, GradualParentRecipe, PairsParentRecipe
 from braid_orchestrator.bench.worth.key_readings import CHARACTERS
@@ -94,9 +94,9 @@ VARIANTS: Mapping[str, KeysOptions] = {
     "plain": KeysOptions(),
     "larger": KeysOptions(
         recipe=KeysRecipe(
-            keys=KeyRecipe(num_keys=5000, num_trained=1000, num_digits=3, num_operands=3),
-            parents=GradualParentRecipe(table_steps=2000, calculator_steps=3000),
-            training=KeyTrainingRecipe(match_steps=800, num_steps=400),
+            keys=SpacedKeyRecipe(num_keys=5000, num_trained=1000, num_digits=3, num_operands=3),
+            parents=GradualParentRecipe(table_steps=2000, calculator_steps=3000, noise_warmup=0.15),
+            training=KeyTrainingRecipe(match_steps=600, dropout=0.2),
         ),
         contestants=FEW,
         benchmark="worth-keys-larger",

@@ -17,6 +17,7 @@ from braid_orchestrator.bench.worth.key_exercises import (
     ExerciseBatches,
     KeyRecipe,
     KeyTasks,
+    SpacedKeyRecipe,
 )
 from braid_orchestrator.bench.worth.key_readings import ALPHABET
 from braid_orchestrator.bench.worth.keys import VARIANTS
@@ -91,7 +92,7 @@ def test_a_substituted_expression_has_its_numbers_where_its_keys_were(tasks: Key
         # Every digit stands where the key has been read to its end, or later.
         for begin in (0, *(index + 1 for index in operators[:-1])):
             first_digit = next(index for index in range(begin, len(meant)) if meant[index].isdigit())
-            assert first_digit - begin == tasks.recipe.key_length - 1
+            assert first_digit - begin == tasks.recipe.key_length - 1 + tasks.recipe.gap
 
 
 def test_what_is_tested_is_in_no_training(tasks: KeyTasks) -> None:
@@ -150,3 +151,25 @@ def test_easier_calculations_have_smaller_numbers_in_the_same_places(tasks: KeyT
         for number in text.replace("-", "+").strip("=").replace(" ", "").split("+")
     }
     assert digits == set(range(1, tasks.recipe.num_digits + 1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "number"),
+    [
+        (KeyRecipe(), "ab ", " 37"),
+        (SpacedKeyRecipe(), "ab  ", "  37"),
+        (SpacedKeyRecipe(gap=2), "ab   ", "   37"),
+    ],
+)
+def test_a_number_begins_where_its_key_ends_or_behind(recipe: KeyRecipe, key: str, number: str) -> None:
+    tasks = KeyTasks(recipe, seed=3)
+    tasks.values["ab"] = 37
+    draw = random.Random(9)
+    exercise = tasks.compose(draw, ["ab"], held_out=None)
+    (asked, _), (answer, _) = exercise.parts
+    (substituted, _), (same, _) = tasks.substituted(exercise).parts
+    operator = asked[len(key)]
+    assert asked == f"{key}{operator}{key}="
+    assert (substituted, same) == (f"{number}{operator}{number}=", answer)
+    gloss = tasks.glossed(draw, ["ab"])
+    assert gloss.text.startswith(START + key) and gloss.text.endswith(key + "37")

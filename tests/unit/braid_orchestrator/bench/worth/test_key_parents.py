@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from random import Random
 
 from braid_orchestrator.bench.worth.key_exercises import KeyRecipe, KeyTasks
 from braid_orchestrator.bench.worth.key_parents import CALCULATOR, GradualParentRecipe, train_parent
@@ -43,3 +45,19 @@ def test_noise_waits_until_the_calculator_can_calculate() -> None:
     assert waits[1:] != grows[1:]
     recipe = GradualParentRecipe(calm_loss=0.25)
     assert recipe.is_ready_for_noise(0.2) and not recipe.is_ready_for_noise(0.3)
+
+
+def test_calculations_are_easier_in_the_first_steps_alone() -> None:
+    recipe = GradualParentRecipe(calculator_steps=10, easier=0.7, easier_until=0.5)
+
+    def share_of_two_digits(step: int) -> float:
+        draw = Random(step)
+        exercises = [recipe.calculate(TASKS, step, draw) for _ in range(1000)]
+        return sum(len(re.findall(r"\d\d", one.parts[0][0])) == 2 for one in exercises) / len(exercises)
+
+    whole = 0.9**2  # numbers from 0 to 99
+    for step in range(10):
+        if step < 5:
+            assert share_of_two_digits(step) < 0.5, step
+        else:
+            assert abs(share_of_two_digits(step) - whole) < 0.05, step
