@@ -1,6 +1,6 @@
 """The loss of a grafted model: language modelling, and how coherent and synchronised its layers are.
 
-The code published with `000_6acc7a45b61f3d76.txt` adds the last two as Python floats, which train nothing; here they
+The code published with the grafting document adds the last two as Python floats, which train nothing; here they
 are tensors in the graph of the forward.
 
 Letters: B items, T tokens, V vocabulary.

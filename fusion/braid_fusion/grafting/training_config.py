@@ -1,5 +1,5 @@
 """What the training of grafted layers is told, under the names of the grafting document
-(`000_6acc7a45b61f3d76.txt`, "Training Fusion Layers"). Trains nothing."""
+("Training Fusion Layers"). Trains nothing."""
 
 from __future__ import annotations
 

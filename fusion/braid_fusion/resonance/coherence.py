@@ -3,7 +3,7 @@
 Owns mass, entropy and coherence of prime states and their scale. How states come about is ``primes.py``'s.
 
 q_p = Σ_a ψ²_{p,a} / Σ q, S = −Σ_p q_p log₂ q_p in bits, C = 1 − S / log₂ P in [0, 1]: 1 if one prime has all, 0
-if all have the same (the published definitions of the resonance layers; the seed `000_6acc7a45b61f3d76.txt`
+if all have the same (the published definitions of the resonance layers; the grafting document
 names them).
 
 Letters: P primes, A components of an amplitude (4 quaternion, 2 complex), D width.

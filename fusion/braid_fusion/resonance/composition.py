@@ -1,6 +1,6 @@
 """Products of prime states: |A⟩ · |B⟩ = Σ α_p ⊗ β_q |p q⟩, states over integers. Knows no model.
 
-The seed's `000_6acc7a45b61f3d76.txt` "compositional semantics via prime multiplication", taken as an operation:
+The grafting document's "compositional semantics via prime multiplication", taken as an operation:
 amplitudes over integers with the Dirichlet convolution (A·B)_n = Σ_{a b = n} A_a ⊗ B_b, an algebra with the unit |1⟩.
 By unique factorisation, products of different multisets of primes are different, orthogonal basis states.
 

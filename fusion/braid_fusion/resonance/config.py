@@ -1,7 +1,8 @@
 """What a resonance layer is made of, validated. Plain frozen values; knows no torch and no model.
 
-The names are those of the grafting document (`000_6acc7a45b61f3d76.txt`, "Configuration Presets" and "Custom Fusion
-Configuration"). A configuration may leave open what depends on the model; `FusionConfig.resolve` fills it in.
+The names are those of the grafting document ("LLM Fusion: Resonance-Aware Layer Grafting", its "Configuration
+Presets" and "Custom Fusion Configuration"). A configuration may leave open what depends on the model;
+`FusionConfig.resolve` fills it in.
 
 Letters: D model width, F fusion width, C component width, P primes.
 """

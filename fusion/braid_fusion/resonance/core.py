@@ -35,7 +35,7 @@ class ResonanceCore(nn.Module):
     parameters go into F, where they tell more. relu(y)² (So et al. 2021, arXiv 2109.08668) is neither even nor odd:
     what prime amplitudes pass by their masses is odd, and a layer that can only be odd learns less.
 
-    The components run in the order of the grafting document (`000_6acc7a45b61f3d76.txt`): prime amplitudes
+    The components run in the order of the grafting document: prime amplitudes
     (composed, with ``prsc``), quaternion attention, memory (``smf``), oscillators. The configuration's
     ``fusion_mode`` chains them, with z and y of C channels:
 

@@ -1,7 +1,7 @@
 """Whether what is generated diverges: how fast the entropy of the next token rises, and how fast nearby states part.
 
-Two figures go by the name of a Lyapunov exponent here. `LyapunovMonitor` follows the grafting document
-(``000_6acc7a45b61f3d76.txt``), which takes λ ≈ d(entropy)/dt: cheap, always there, and no exponent in the strict
+Two figures go by the name of a Lyapunov exponent here. `LyapunovMonitor` follows the grafting document,
+which takes λ ≈ d(entropy)/dt: cheap, always there, and no exponent in the strict
 sense. `finite_time_exponent` and `BenettinTwin` measure the real one, from a trajectory and a perturbed twin. Knows
 nothing of models, tokens and temperatures.
 """

@@ -1,7 +1,7 @@
 """States over primes: a map of hidden states to amplitudes |ψ⟩ = Σ_p α_p |p⟩, and how two such states interfere.
 
 Owns the projection and the similarity. Products of states over integers are ``composition.py``'s, mass and entropy
-``coherence.py``'s. The formulas follow the seed `000_6acc7a45b61f3d76.txt` ("Prime Hilbert Space").
+``coherence.py``'s. The formulas follow the grafting document ("Prime Hilbert Space").
 
 Letters: D width, P primes, A components of an amplitude (Q: 4 quaternion, or 2 complex).
 """

@@ -1,7 +1,7 @@
 """PRSC, prime resonance semantic coherence: each position's prime state composed with the one before it.
 
 Owns the composition and its blend. The published definition: composition of neighbouring positions by the Hamilton
-product, blended in (the seed `000_6acc7a45b61f3d76.txt` names it).
+product, blended in (the grafting document names it).
 
 Letters: B batch, T positions, P primes, A components of an amplitude (4 quaternion, 2 complex), X all P A of them.
 """

@@ -1,7 +1,7 @@
 """SMF, sedenion memory field: a 16-dimensional memory that is written at every position and read by association.
 
 Owns keys, values, decay and read. The published definition: a 16-dimensional memory with a decaying,
-coherence-weighted associative read (the seed `000_6acc7a45b61f3d76.txt` names it).
+coherence-weighted associative read (the grafting document names it).
 
 Letters: B batch, T positions of this call, M all positions so far but the last, D width, A the
 16 components of a sedenion.

@@ -56,7 +56,7 @@ class TemperatureControl:
     f starts at 1 and never leaves [floor, 1]: a temperature is lowered to half at most, and never raised. Without a
     rise of entropy or a fall of coherence u is 0, and f goes back to 1, a quarter of the way per token. Before the
     monitor's ``min_tokens`` nothing is changed. The law is our own: the grafting document
-    (``000_6acc7a45b61f3d76.txt``) only says that the temperature is adjusted.
+    only says that the temperature is adjusted.
     """
 
     floor = 0.5

@@ -85,7 +85,7 @@ class PlainModels:
 
 
 class GuidePair:
-    """The pair as the guide's code runs it: every model over the whole text again for every token, all hidden
+    """The pair as it is run most simply: every model over the whole text again for every token, all hidden
     states kept, logits averaged."""
 
     def __init__(self, size: ModelSize, num_threads: int) -> None:

@@ -1,4 +1,4 @@
-"""`braid bench naive`: the braid beside the way the guide's code generates.
+"""`braid bench naive`: the braid beside the simplest way: every model reads everything again.
 
 There, every model reads the whole text again for every token, all hidden states and all logits are kept, and the
 logits are averaged. It gets as many torch threads as there are cores; the braid's shards have one each.
@@ -43,7 +43,7 @@ class NaiveOptions:
 
 
 _WAYS = {
-    "naive": "the guide's way",
+    "naive": "everything again",
     "local": "braid in one process",
     "remote": "braid over gRPC",
 }
@@ -59,7 +59,7 @@ def run_naive(options: NaiveOptions, progress: Progress = lambda what, done, tot
             crew.hire(f"shard {name}", ShardHost, index, size, targets[name])
             for index, name in enumerate(NAMES)
         ]
-        naive = crew.hire("the guide's way", GuidePair, size, cores)
+        naive = crew.hire("everything again", GuidePair, size, cores)
         braid = crew.hire("braid in one process", EngineHost, {"local": local}, size, {}, {})
         ready = 0
 
@@ -132,15 +132,15 @@ def _report(options: NaiveOptions, ms: dict[str, list[float]], cores: int) -> Re
                 "Decode time per token",
                 (
                     "tokens of text",
-                    "the guide's way, ms",
+                    "everything again, ms",
                     "in process, ms",
                     "gRPC, ms",
                     "× in process",
                     "× gRPC",
                 ),
                 rows,
-                f"The guide's way has {cores} torch threads, each shard has one. Four fusion points, strategy "
-                "weighted, readout mixture.",
+                f"Reading everything again has {cores} torch threads, each shard has one. Four fusion points, "
+                "strategy weighted, readout mixture.",
             ),
         ),
         targets=(

@@ -135,7 +135,7 @@ def naive(
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """The braid beside the guide's way: every model over the whole text again for every token.
+    """The braid beside the simplest way: every model over the whole text again for every token.
 
     Takes some minutes on two idle cores, and 6 GB of memory. With `--quick` half a minute, and no meaning.
     """

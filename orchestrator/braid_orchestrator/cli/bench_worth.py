@@ -96,8 +96,8 @@ def _carry_out(
 def worth() -> None:
     """Is braiding worth its cost? Each experiment sets a braid beside everything simpler that could do its work.
 
-    All have the same data and about as many trained parameters. Models are trained from nothing on the text of this
-    Python installation; `pretrained` takes one that there is.
+    All that learn have the same data and as many steps. `keys` trains its models from nothing on exercises that it
+    makes, `specialists` on the text of this Python installation; `pretrained` takes one that there is.
     """
 
 

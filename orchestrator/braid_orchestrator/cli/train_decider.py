@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +62,7 @@ def train_decider(
     from braid_services.fusion.translation import braid_errors
 
     # What the file says to decide by may be what is to be made here.
-    braid = replace(load_braid_config(config), braiding=BraidingConfig())
+    braid = replace(load_braid_config(config, os.environ), braiding=BraidingConfig())
     with braid_errors():
         check_classifier_folder(into)
     examples, answers = read_examples(texts, [shard.name for shard in braid.shards])

@@ -49,7 +49,7 @@ def flattened(model: nn.Module, rate: float) -> None:
 
 
 def test_stability_aware_generation_as_in_the_grafting_document(tokenizer: Any) -> None:
-    """`000_6acc7a45b61f3d76.txt`, "Stability-Aware Generation", on a model of the same family."""
+    """The grafting document's "Stability-Aware Generation" on a model of the same family."""
     base_model = make_model("gpt2", vocab_size=262, n_positions=128)
     model = ResonanceWrapper(base_model, FusionConfig.standard(), freeze_base=True)
     gen_config = GenerationConfig(temperature=0.7, auto_temperature=True, stop_on_instability=True)

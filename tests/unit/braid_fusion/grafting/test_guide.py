@@ -1,4 +1,4 @@
-"""The grafting document's own examples (`000_6acc7a45b61f3d76.txt`), on a local model and other texts."""
+"""The grafting document's own examples, on a local model and other texts."""
 
 from __future__ import annotations
 

@@ -55,6 +55,13 @@ def test_answers_that_are_known_are_learned_without_any_model(folder: Path) -> N
     assert code == 0 and "right on 100% of 8 texts" in err
 
 
+def test_the_environment_overrides_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "texts.txt").write_text("one\n\ntwo")
+    monkeypatch.setenv("BRAID_SHARDS__CODE__MODEL", f"{folder}/moved")
+    code, _, err = train(folder, f"{folder}/texts.txt")
+    assert code == 2 and f"{folder}/moved" in err
+
+
 def test_texts_alone_are_measured(folder: Path) -> None:
     (folder / "texts.txt").write_text("\n\n".join(f"{text} {i}" for text in KINDS.values() for i in range(3)))
     code, out, err = train(folder, f"{folder}/texts.txt", "--json", "--held-out", "0")
