@@ -86,8 +86,9 @@ class GateReadout(nn.Module):
             gate_RG = gate_RG + project(
                 functional.rms_norm(state_RD.to(dtype), state_RD.shape[-1:], eps=1e-6)
             )
-        log_weights_RS: Tensor = self.score(functional.gelu(gate_RG)).log_softmax(-1)
-        return log_weights_RS
+        scores_RS: Tensor = self.score(functional.gelu(gate_RG))
+        # Under autocast scores may be half as wide, in which the weights' sum would be one to three digits only.
+        return scores_RS.log_softmax(-1, dtype=torch.promote_types(scores_RS.dtype, torch.float32))
 
 
 def make_readout(plan: BraidPlan, generator: Generator | None) -> nn.Module:

@@ -1,7 +1,7 @@
 """Workers that train the same module on different batches: what they tell each other. Knows no step and no schedule.
 
 All of them begin with the same parameters and take the same updates, from the sum of all gradients. So they stay the
-same without ever being compared.
+same, and are compared once, at the start.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class Peers(Protocol):
     def from_first(self, value: Any) -> Any:
         """What the first worker gives; what the others give is passed over."""
 
+    def from_all(self, value: Any) -> list[Any]:
+        """What each worker gives, in their order."""
+
 
 class NoPeers:
     """One worker alone."""
@@ -42,6 +45,10 @@ class NoPeers:
     def from_first(self, value: Any) -> Any:
         """As it is."""
         return value
+
+    def from_all(self, value: Any) -> list[Any]:
+        """That alone."""
+        return [value]
 
 
 class ProcessPeers:
@@ -64,3 +71,9 @@ class ProcessPeers:
         carried = [value]
         torch.distributed.broadcast_object_list(carried, src=0)
         return carried[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Anything that pickle can carry between processes of one program."""
+        carried: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(carried, value)
+        return carried

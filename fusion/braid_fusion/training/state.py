@@ -93,6 +93,12 @@ class TrainingState:
         }
         return Mark(self.require_resumable().state_dict(), random_state(), buffers)
 
+    def description(self) -> dict[str, Any]:
+        """What all workers of a run have in common, as plain values: settings, parameters, the source of batches and
+        its position."""
+        source = self._source.state_dict() if isinstance(self._source, ResumableSource) else None
+        return {"settings": self._settings, "parameters": describe_parameters(self._module), "source": source}
+
     def content(self, mark: Mark | None = None) -> dict[str, Any]:
         """For a checkpoint: tensors and plain values.
 

@@ -23,7 +23,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from braid_fusion.errors import TrainingDivergedError
+from braid_fusion.differences import differences
+from braid_fusion.errors import TrainingConfigError, TrainingDivergedError
 from braid_fusion.training.checkpoint import CheckpointFolder, last_checkpoint, read_checkpoint
 from braid_fusion.training.config import TrainerConfig, plain
 from braid_fusion.training.early_stopping import StopWatch
@@ -70,8 +71,8 @@ class Trainer(Generic[BatchT]):
         progress_bar: None: where standard error is a terminal.
         clock: seconds, for ``max_seconds``.
         peers: other workers with the same module, whose ``batches`` are their parts of the same source. The first
-            one evaluates, logs and writes checkpoints; all resume from these. As many batches per step can be
-            gone on with by another number of workers.
+            one evaluates, logs and writes checkpoints; all resume from these, and are compared before the first
+            step. As many batches per step can be gone on with by another number of workers.
         stop_wanted: asked before every step; True ends the run as Ctrl-C does. The first worker's counts.
 
     Raises: TrainingConfigError, also for a ``tensorboard_folder`` without the library; TrainingDataError for
@@ -168,6 +169,7 @@ class Trainer(Generic[BatchT]):
         resume_step = None if resume_from is None else self._state.position.step
         self._log = RunLog(self._log_path, resume_step)
         self._tensorboard = TensorBoardLog(self._tensorboard_folder, resume_step)
+        self._check_peers()
         with ExitStack() as stack:
             stack.enter_context(self._log)
             stack.enter_context(self._tensorboard)
@@ -180,17 +182,24 @@ class Trainer(Generic[BatchT]):
             self._state.put_best_back()
         return self._record()
 
+    def _check_peers(self) -> None:
+        """Raises: TrainingConfigError, at all workers, if one's run is not the first one's."""
+        first, *others = self._peers.from_all(self._state.description())
+        for rank, other in enumerate(others, start=1):
+            if found := differences(first, other, f"worker {rank}", there="worker 0 has"):
+                raise TrainingConfigError(f"workers: got different runs, expected one: {'; '.join(found)}")
+
     def _loop(self, bar: ProgressBar, wish: StopWish) -> None:
         position = self._state.position
         start = self._clock() - position.seconds
         batches = iter(self._batches)
         self.module.train()
-        if position.step:
-            self._evaluate_if_due()  # where the run was ended by its failing
+        if position.step and self._evaluate_if_due():  # where the run was ended by its failing
+            self._save()  # else it stood in the log twice if this run was killed soon
         while position.stopped_by is None and not self._peers.from_first(wish.asked or self._stop_wanted()):
-            factor = learning_rate_factor(
-                max(position.fraction, 1.0 / self.config.max_steps), self.config.schedule
-            )
+            # The first step isn't at the very beginning, where a warm-up has nothing, and an only one not at the end.
+            progress = max(position.fraction, min(0.5, 1.0 / self.config.max_steps))
+            factor = learning_rate_factor(progress, self.config.schedule)
             self._set_rates(factor)
             with self._kept_at_an_error(self._mark()):
                 figures = self._step.take(batches, position.step)
@@ -238,12 +247,13 @@ class Trainer(Generic[BatchT]):
         self._log.write(line)
         self._tensorboard.write(line)
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self) -> bool:
+        """Whether it was."""
         position, every = self._state.position, self.config.evaluate_every
         is_due = position.stopped_by is not None or (every and position.step % every == 0)
         is_done = bool(position.evaluations) and position.evaluations[-1].step == position.step
         if self._evaluate is None or not is_due or is_done:
-            return
+            return False
         with self._kept_at_an_error(self._mark()):
             values = self._peers.from_first(self._values() if self._peers.rank == 0 else None)
         self._saved_step = 0  # what is on disk of this step, if anything, is of before
@@ -253,6 +263,7 @@ class Trainer(Generic[BatchT]):
             self._checkpoints.save_best(self._state.best)
         if self._state.watch is not None and self._state.watch.is_over and position.stopped_by is None:
             position.stopped_by = "early_stopping"
+        return True
 
     def _values(self) -> dict[str, float]:
         if self._evaluate is None:

@@ -110,6 +110,14 @@ def test_learned_readouts_start_uniform_and_sum_to_one(make_plan, states, traine
     assert not torch.allclose(weights, torch.full((4, 3), 1 / 3))
 
 
+@pytest.mark.parametrize("kind", ["mixture", "gate"])
+def test_weights_sum_to_one_under_autocast(make_plan, states, trained, kind) -> None:
+    stack = trained(FusionStack(make_plan(readout=kind)))
+    with torch.autocast("cpu", torch.bfloat16):
+        log_weights = stack.read_out(states(4), logit_features(_logits()))
+    torch.testing.assert_close(log_weights.exp().sum(-1), torch.ones(4))
+
+
 def test_a_rows_gate_depends_on_that_row_alone(make_plan, states, trained) -> None:
     stack = trained(FusionStack(make_plan(readout="gate")))
     hidden, features = states(4), logit_features(_logits())

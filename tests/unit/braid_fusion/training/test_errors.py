@@ -12,7 +12,7 @@ from torch import Tensor
 from training_runs import TinyModel, everything, tiny_trainer
 
 from braid_fusion.errors import TrainingDivergedError
-from braid_fusion.training import Trainer
+from braid_fusion.training import Trainer, read_log
 from braid_fusion.training.checkpoint import steps_in
 
 
@@ -70,6 +70,23 @@ def test_a_run_goes_on_bit_for_bit_from_where_an_error_ended_it(
     # What was caught up is in the last checkpoint too.
     again = tiny_trainer(broken, checkpoint_every=0)
     assert again.run(broken / "checkpoints") == record
+
+
+def test_an_evaluation_that_is_caught_up_stands_in_the_log_once(tmp_path: Path) -> None:
+    """Also if the run that caught it up is killed before its next checkpoint."""
+    folder = tmp_path / "broken"
+    with pytest.raises(ShardGoneError):
+        tiny_trainer(folder, model=Failing(9), checkpoint_every=0).run()  # in the first evaluation
+
+    def die(progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(folder, checkpoint_every=0, on_progress=die).run(folder / "checkpoints")
+    tiny_trainer(folder, checkpoint_every=0).run(folder / "checkpoints")
+    lines = read_log(folder / "log.jsonl")
+    evaluated = [line["step"] for line in lines if "evaluation" in line]
+    assert evaluated[0] == 4 and len(evaluated) == len(set(evaluated))
 
 
 def test_an_error_of_whoever_watches_leaves_the_step_that_is_done(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braid_fusion.errors import TrainingDivergedError
+from braid_fusion.errors import TrainingDivergedError, TrainingError
 from braid_fusion.training import (
     EarlyStopping,
     OptimiserConfig,
@@ -102,9 +102,10 @@ def work(folder: Path, rank: int, results: Any, options: dict[str, Any]) -> None
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        module = train(folder, rank, 2, ProcessPeers(), **options)
+        own = options.pop("own", {}).get(rank, {})
+        module = train(folder, rank, 2, ProcessPeers(), **options, **own)
         results.put((rank, module.state_dict()["weight"].tolist()))
-    except TrainingDivergedError as error:
+    except TrainingError as error:
         results.put((rank, str(error)))
     finally:
         torch.distributed.destroy_process_group()
@@ -173,9 +174,16 @@ def test_a_loss_that_is_no_number_ends_all_workers_with_the_first_such_batch(
         train(tmp_path / "alone", bad=bad)
 
 
+def test_workers_of_different_runs_are_refused_at_all_of_them(tmp_path: Path) -> None:
+    own = {rank: {"settings": {"dtype": dtype}} for rank, dtype in enumerate(["float32", "bfloat16"])}
+    message = "workers: got different runs, expected one: settings.dtype: worker 0 has 'float32', worker 1 has 'bfloat16'"
+    assert two_workers(tmp_path / "different", own=own) == {0: message, 1: message}
+    assert not steps_in(tmp_path / "different" / "checkpoints")
+
+
 def test_alone_nothing_is_shared() -> None:
     from braid_fusion.training.peers import NoPeers
 
     tensor = torch.ones(2)
     NoPeers().sum_([tensor])
-    assert tensor.tolist() == [1.0, 1.0] and NoPeers().from_first(3) == 3
+    assert tensor.tolist() == [1.0, 1.0] and NoPeers().from_first(3) == 3 and NoPeers().from_all(3) == [3]

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,14 @@ def test_it_learns_and_leaves_frozen_parameters_alone() -> None:
     assert record.num_parameters == 4
     assert torch.equal(model.frozen, torch.ones(3))
     assert not model.training
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_a_single_step_is_a_step(shape: Any) -> None:
+    model = Line()
+    before = model.map.weight.detach().clone()
+    Trainer(model, model.loss, batches(), config(max_steps=1, schedule=ScheduleConfig(shape=shape))).run()
+    assert (model.map.weight - before).abs().max() > 0.01
 
 
 def test_the_same_seeds_train_the_same() -> None:
