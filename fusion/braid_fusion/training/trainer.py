@@ -198,8 +198,8 @@ class Trainer(Generic[BatchT]):
             self._save()  # else it stood in the log twice if this run was killed soon
         while position.stopped_by is None and not self._peers.from_first(wish.asked or self._stop_wanted()):
             # The first step isn't at the very beginning, where a warm-up has nothing, and an only one not at the end.
-            progress = max(position.fraction, min(0.5, 1.0 / self.config.max_steps))
-            factor = learning_rate_factor(progress, self.config.schedule)
+            fraction = max(position.fraction, min(0.5, 1.0 / self.config.max_steps))
+            factor = learning_rate_factor(fraction, self.config.schedule)
             self._set_rates(factor)
             with self._kept_at_an_error(self._mark()):
                 figures = self._step.take(batches, position.step)
