@@ -229,7 +229,7 @@ def test_who_is_served_waits_for_one_group_of_a_call(way: str) -> None:
         order.append("training")
         if len(order) == 1:
             asks.set()
-            eventually(lambda: backend.spans.lock.was_used_since(float("inf")), WAIT_S, "the step waits")
+            eventually(lambda: backend.spans.lock.is_serving(float("inf")), WAIT_S, "the step waits")
 
     thread = threading.Thread(target=serve)
     thread.start()
