@@ -203,11 +203,14 @@ def test_what_needs_no_model_is_refused_before_any_is_loaded(config: Path, tmp_p
         assert got == code and words in err and len(err.splitlines()) == 1, (arguments, got, err)
 
 
-def test_mixes_are_fitted_within_what_a_shard_takes(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("training_bytes", ["40 KiB", 0])
+def test_mixes_are_fitted_within_what_a_shard_takes(
+    training_bytes: str | int, config: Path, tmp_path: Path
+) -> None:
     """And files that can't be read are told."""
     settings = yaml.safe_load(config.read_text())
     for shard in settings["shards"]:
-        shard["training_bytes"] = "40 KiB"
+        shard.update(training_bytes=training_bytes, training_turn_rows=32)
     config.write_text(yaml.safe_dump(settings))
     (tmp_path / "fit").mkdir()
     (tmp_path / "fit.txt").rename(tmp_path / "fit" / "fit.txt")

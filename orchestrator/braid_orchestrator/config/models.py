@@ -68,7 +68,7 @@ class ShardModel(_Model):
     frames: Frames = None
     training_share: Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)] = 0.5
     training_turn_rows: Count = 512
-    training_bytes: Size = 256 * 2**20
+    training_bytes: SizeOrNothing = 256 * 2**20
     training_ttl_s: Seconds = 120.0
 
 

@@ -38,7 +38,7 @@ _ENOUGH_DOCUMENTS = 30
 @dataclass(frozen=True, slots=True)
 class Cut:
     """``window`` in tokens. At most ``max_rows`` are run at once, and no more than a shard's states and logits of
-    ``max_logit_bytes``: what a message holds, or a shard's ``training_bytes``. ``unit`` is what is drawn for
+    ``max_logit_bytes``: what a message holds, or what a shard may give. ``unit`` is what is drawn for
     intervals; None: documents where there are many, else windows."""
 
     window: int = 128
@@ -187,15 +187,21 @@ def rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
     check_window(shards, cut.window)
     rows = max(cut.max_rows, cut.window)
     for shard in shards:
-        row_bytes = (shard.card.vocab_size + shard.card.width) * getattr(torch, shard.card.dtype).itemsize
-        rows = min(rows, cut.max_logit_bytes // row_bytes)
+        rows = min(rows, cut.max_logit_bytes // row_bytes(shard))
         if rows < cut.window:
             raise FrameError(
                 f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
-                f"{cut.window * row_bytes} bytes, expected at most {cut.max_logit_bytes}; take smaller windows, or "
-                "let the shards have a larger max_message_bytes and training_bytes"
+                f"{cut.window * row_bytes(shard)} bytes, expected at most {cut.max_logit_bytes}; take smaller "
+                "windows, or let the shards have a larger max_message_bytes and training_bytes"
             )
     return rows
+
+
+def row_bytes(shard: TrainingShard) -> int:
+    """Of one row's state and logits."""
+    card = shard.card
+    itemsize: int = getattr(torch, card.dtype).itemsize
+    return (card.vocab_size + card.width) * itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-# For so long after somebody was served, training keeps to its share.
+# After somebody was served, training keeps to its share for so long,
 SERVED_LATELY_S = 1.0
+# or for so many times the pause before that, if this is longer.
+PAUSES = 3.0
+# A longer pause than this says nothing: serving has begun anew.
+LONGEST_PAUSE_S = 10.0
 # For so long a call lets others go before where they never leave a gap, in all its turns together.
 LONGEST_WAIT_S = 1.0
 _YIELD_S = 0.0005
@@ -33,8 +37,11 @@ class ComputeLock:
         self._serves = False
         self._clock = clock
         self._last_left_s = -float("inf")
+        self._pause_s = 0.0
+        self._serving_until_s = -float("inf")
 
     def __enter__(self) -> None:
+        asked_s = self._clock()
         if not self._lock.acquire(blocking=False):
             with self._counting:
                 self._num_waiting += 1
@@ -43,12 +50,17 @@ class ComputeLock:
             finally:
                 with self._counting:
                     self._num_waiting -= 1
+        pause_s = max(0.0, asked_s - self._last_left_s)
+        self._pause_s = pause_s if pause_s <= LONGEST_PAUSE_S else 0.0
         self._serves = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._last_left_s = self._clock()
+        # Steps come unevenly: behind a short pause, what a longer one has said still holds.
+        until_s = self._last_left_s + max(SERVED_LATELY_S, PAUSES * self._pause_s)
+        self._serving_until_s = max(self._serving_until_s, until_s)
         self._serves = False
         self._lock.release()
 
@@ -56,9 +68,10 @@ class ComputeLock:
         """Whether somebody holds it."""
         return self._lock.locked()
 
-    def was_used_since(self, moment_s: float) -> bool:
-        """Whether it is held, waited for, or was left after that moment, by anyone but the background."""
-        return self._serves or self._num_waiting > 0 or self._last_left_s > moment_s
+    def is_serving(self, moment_s: float) -> bool:
+        """Whether anyone but the background holds it, waits for it, or has left it lately as seen from that moment:
+        so lately that, by the pauses between those who came, the next one may be on the way."""
+        return self._serves or self._num_waiting > 0 or self._serving_until_s > moment_s
 
     @contextmanager
     def background(
@@ -130,7 +143,7 @@ class TrainingTurns:
         while True:
             now_s = self._clock()
             left_s = self._rest_until_s - now_s
-            if left_s <= 0 or not self._lock.was_used_since(now_s - SERVED_LATELY_S):
+            if left_s <= 0 or not self._lock.is_serving(now_s):
                 return
             self._sleep(min(left_s, _NAP_S))
             check_wanted()

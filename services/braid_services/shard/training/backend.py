@@ -21,7 +21,7 @@ from braid_services.shard.spans import SpanModel
 from braid_services.shard.training.graphs import GroupGraph, KeptGraphs, SavedBytes, SpanGraph
 from braid_services.shard.training.groups import Group, join, make_groups, num_rows_given
 from braid_services.shard.training.probing import why_not_backward
-from braid_services.shard.training.span import check_inputs, run_span
+from braid_services.shard.training.span import check_inputs, check_logits, run_span
 from braid_services.shard.turns import always_wanted
 
 ResultT = TypeVar("ResultT")
@@ -40,7 +40,6 @@ class ShardTraining:
         self._model_hash = model_hash
         self._name = config.name
         self.graphs = KeptGraphs(config.training_bytes, config.training_ttl_s)
-        self._max_logit_bytes = config.training_bytes
         self._share = config.training_share
         self._turn_rows = config.training_turn_rows
         tensors = [*spans.model.parameters(), *spans.model.buffers()]
@@ -57,13 +56,12 @@ class ShardTraining:
         """Run a span; its results are on the CPU and without history. With a ``graph_id``, `backward` can follow.
 
         Raises: UnsupportedModelError from a shard that refuses training, or one without backward if there is a
-            ``graph_id``; what `check_inputs` raises.
+            ``graph_id``; what `check_inputs` and `check_logits` raise.
         """
         wants_graph = bool(graph_id) and inputs.hidden is not None
         if not self._share or wants_graph:
             self._check_supported()
-        self._check(inputs, max_result_bytes)
-        groups = make_groups(inputs, self._turn_rows)
+        groups = self._groups(inputs, max_result_bytes)
         num_rows = num_rows_given(inputs)
         saved = SavedBytes(self._weights)
         graphs: list[GroupGraph] = []
@@ -101,11 +99,12 @@ class ShardTraining:
             inputs: of the span, where its graph is gone; it is run again. Without them the result says that it is.
 
         Raises: UnsupportedModelError without backward; ShapeMismatchError, InvalidRequestError for gradients of
-            what the span does not give; what `check_inputs` raises.
+            what the span does not give; what `check_inputs` and `check_logits` raise.
         """
         self._check_supported()
+        groups: list[Group] = []
         if inputs is not None:
-            self._check(inputs, None)
+            groups = self._groups(inputs)
             if inputs.hidden is None:
                 raise InvalidRequestError("backward: got a span from the embedding, which has no gradient")
         asked_s = time.perf_counter()
@@ -114,7 +113,6 @@ class ShardTraining:
             if graph is not None:
                 pieces = [partial(_backward, group, gradients, graph.num_rows) for group in graph.groups]
             elif inputs is not None:
-                groups = make_groups(inputs, self._turn_rows)
                 num_rows = num_rows_given(inputs)
                 pieces = [partial(self._run_back, group, gradients, num_rows) for group in groups]
             else:
@@ -136,8 +134,17 @@ class ShardTraining:
                 compute_s += time.perf_counter() - began_s
         return results, compute_s
 
-    def _check(self, inputs: SpanInputs[Tensor], max_result_bytes: int | None) -> None:
-        check_inputs(self._spans, inputs, self._context_length, max_result_bytes, self._max_logit_bytes)
+    def _groups(self, inputs: SpanInputs[Tensor], max_result_bytes: int | None = None) -> list[Group]:
+        """What a call's turns run; checked."""
+        check_inputs(self._spans, inputs, self._context_length, max_result_bytes)
+        groups = make_groups(inputs, self._turn_rows)
+        if inputs.head is not None:
+            # Logits that nobody asks for are gone with their turn.
+            at_once = [inputs] if inputs.head.want_logits else [group.inputs for group in groups]
+            num_rows = max(num_rows_given(one) for one in at_once)
+            turn_rows = max(self._turn_rows, *inputs.lengths)
+            check_logits(self._spans, num_rows, self.graphs.max_bytes, turn_rows)
+        return groups
 
     def _run(self, group: Group, saved: SavedBytes) -> GroupGraph:
         if group.inputs.hidden is None:

@@ -27,10 +27,8 @@ def check_inputs(
     inputs: SpanInputs[Tensor],
     context_length: int,
     max_result_bytes: int | None = None,
-    max_logit_bytes: int | None = None,
 ) -> None:
-    """``max_result_bytes``: what its states, or what the span gives, may take at most; ``max_logit_bytes``: the
-    logits, whether they are asked for or only made on the way.
+    """``max_result_bytes``: what its states, or what the span gives, may take at most.
 
     Raises: StepOrderError, ContextLengthError, ShapeMismatchError, FrameError, InvalidRequestError.
     """
@@ -54,21 +52,32 @@ def check_inputs(
             )
         if inputs.hidden.dtype != spans.dtype:
             raise FrameError(f"span: hidden: got {inputs.hidden.dtype}, expected {spans.dtype}")
-    _check_size("states", num_rows, spans.width, spans, max_result_bytes)
+    _check_size("states", num_rows, spans.width, spans, max_result_bytes, "max_message_bytes")
     if inputs.head is not None:
         num_logit_rows = _check_head(inputs.head, num_rows, spans.vocab_size)
-        _check_size("logits", num_logit_rows, spans.vocab_size, spans, max_logit_bytes)
         if inputs.head.want_logits:
             width = spans.width + spans.vocab_size
-            _check_size("states and logits", num_logit_rows, width, spans, max_result_bytes)
+            _check_size(
+                "states and logits", num_logit_rows, width, spans, max_result_bytes, "max_message_bytes"
+            )
 
 
-def _check_size(what: str, num_rows: int, width: int, spans: SpanModel, limit: int | None) -> None:
+def check_logits(spans: SpanModel, num_rows: int, max_bytes: int, turn_rows: int) -> None:
+    """Whether the logits of so many rows may be there at once: they take no more than ``max_bytes``, or than those of
+    ``turn_rows`` rows. Raises: FrameError.
+    """
+    limit = max(max_bytes, turn_rows * spans.vocab_size * spans.dtype.itemsize)
+    _check_size("logits", num_rows, spans.vocab_size, spans, limit, "training_bytes")
+
+
+def _check_size(
+    what: str, num_rows: int, width: int, spans: SpanModel, limit: int | None, setting: str
+) -> None:
     num_bytes = num_rows * width * spans.dtype.itemsize
     if limit is not None and num_bytes > limit:
         raise FrameError(
             f"span: {what} of {num_rows} rows take {num_bytes} bytes, expected at most {limit}; send fewer "
-            "sequences at a time"
+            f"sequences at a time (--batch), or let the shard have a larger {setting}"
         )
 
 

@@ -75,6 +75,13 @@ def test_sizes_are_written_as_people_write_them() -> None:
         assert parse_braid_config(raw).shards[0].cache_bytes == size
 
 
+def test_a_shard_may_have_no_room_for_graphs_and_must_have_some_for_caches() -> None:
+    raw = changed(lambda raw: raw["shards"][0].update(training_bytes=0))
+    assert parse_braid_config(raw).shards[0].training_bytes == 0
+    with pytest.raises(ConfigError, match=r"shards\.left\.cache_bytes: got 0, expected at least 1"):
+        parse_braid_config(changed(lambda raw: raw["shards"][0].update(cache_bytes=0)))
+
+
 def test_a_bare_readout_is_its_kind() -> None:
     assert parse_braid_config({**settings(), "readout": "gate"}).readout == config.ReadoutConfig("gate", {})
 

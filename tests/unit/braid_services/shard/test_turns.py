@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import cycle
 
 import pytest
 
-from braid_services.shard.turns import SERVED_LATELY_S, ComputeLock, TrainingTurns
+from braid_services.shard.turns import LONGEST_PAUSE_S, PAUSES, SERVED_LATELY_S, ComputeLock, TrainingTurns
 
 WAIT_S = 10.0
 
@@ -46,7 +47,7 @@ def test_whoever_is_served_goes_before_training_that_came_first() -> None:
         second = threading.Thread(target=serve)
         second.start()
         waiting[1].wait(WAIT_S)
-        while not lock.was_used_since(float("inf")):  # until the second one waits, too
+        while not lock.is_serving(float("inf")):  # until the second one waits, too
             pass
     first.join(WAIT_S)
     second.join(WAIT_S)
@@ -102,6 +103,51 @@ def test_training_takes_no_more_than_its_share_of_the_time_while_somebody_is_ser
     with turns.turn(share):  # after the rest that the last one owes
         pass
     assert trained_s / clock.now_s == pytest.approx(share, abs=0.02)
+
+
+class Served:
+    """Steps of ``step_s`` that keep coming, with the next one of ``pauses_s`` behind each. They run when time passes
+    and nothing else runs."""
+
+    def __init__(self, clock: Clock, lock: ComputeLock, step_s: float, pauses_s: tuple[float, ...]) -> None:
+        self._clock = clock
+        self._lock = lock
+        self._step_s = step_s
+        self._pauses_s = cycle(pauses_s)
+        self._next_s = 0.0
+
+    def catch_up(self) -> None:
+        while self._next_s <= self._clock.now_s:
+            with self._lock:
+                self._clock.pass_s(self._step_s)
+            self._next_s = self._clock.now_s + next(self._pauses_s)
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.pass_s(seconds)
+        self.catch_up()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize(
+    "pauses_s",
+    [(1.7,), (0.05, 0.05, 0.05, 3.0), (8.0,), (9.0, 0.0, 5.0)],
+    ids=["long", "within a token and between tokens", "very long", "of all lengths"],
+)
+def test_the_share_holds_where_served_steps_come_seldom(pauses_s: tuple[float, ...], share: float) -> None:
+    clock = Clock()
+    lock = ComputeLock(clock)
+    served = Served(clock, lock, 0.3, pauses_s)
+    turns = TrainingTurns(lock, clock=clock, sleep=served.sleep)
+    while clock.now_s < 20.0:  # how seldom is known after two
+        served.sleep(0.02)
+    began_s, trained_s = clock.now_s, 0.0
+    while clock.now_s < began_s + 300.0:
+        with turns.turn(share):
+            clock.pass_s(0.3)
+        trained_s += 0.3
+        served.catch_up()
+    # A rest may end while a step is served, and the next turn begins only behind that.
+    assert 0.8 * share < trained_s / (clock.now_s - began_s) < share + 0.01
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -206,6 +252,27 @@ def test_a_rest_ends_when_nobody_is_served_any_more() -> None:
     with turns.turn(0.01):
         pass
     assert clock.now_s == pytest.approx(SERVED_LATELY_S, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "until_s"), [(4.0, PAUSES * 4.0), (LONGEST_PAUSE_S + 1.0, SERVED_LATELY_S)]
+)
+def test_after_long_pauses_a_rest_goes_on_for_a_few_of_them_and_no_longer(
+    pause_s: float, until_s: float
+) -> None:
+    clock = Clock()
+    lock = ComputeLock(clock)
+    turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
+    with lock:
+        pass
+    clock.pass_s(pause_s)
+    with lock:
+        pass
+    with turns.turn(0.01):
+        clock.pass_s(0.9)  # owes a rest of 89.1 s
+    with turns.turn(0.01):
+        pass
+    assert clock.now_s == pytest.approx(pause_s + until_s, abs=0.05)
 
 
 def test_a_turn_that_fails_leaves_the_lock() -> None:

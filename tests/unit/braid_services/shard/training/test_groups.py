@@ -18,7 +18,7 @@ from models import byte_tokenizer, tiny_llama
 from programs import eventually
 from torch import Tensor
 
-from braid_rpc.errors import RequestCancelledError, ShapeMismatchError
+from braid_rpc.errors import FrameError, RequestCancelledError, ShapeMismatchError
 from braid_rpc.steps import OpenSession, Segment, SpanStep
 from braid_rpc.training import HeadInputs, SpanInputs, SpanOutputs
 from braid_services.shard.backend import ShardBackend
@@ -151,6 +151,49 @@ def test_graphs_of_all_groups_come_and_go_as_one_of_the_call(backend: ShardBacke
     assert len(training.graphs) == training.graphs.num_bytes == 0
 
 
+LABELS = HeadInputs(targets=torch.arange(NUM_ROWS) * 7 % VOCAB, want_features=True)
+
+
+def test_without_room_for_graphs_or_logits_a_call_gives_the_same(backend: ShardBackend) -> None:
+    inputs = span(LABELS)
+    bare = backend_of(TURN_ROWS, training_bytes=0).training
+    expected = backend.training.forward(inputs, "x").outputs
+    got = bare.forward(inputs, "x").outputs
+    assert all(torch.equal(getattr(got, name), value) for name, value in expected.items())
+    assert len(bare.graphs) == 0
+    gradients = gradients_of(expected)
+    expected_TD = backend.training.backward("x", gradients).hidden
+    assert bare.backward("x", gradients).hidden is None
+    assert torch.equal(bare.backward("x", gradients, inputs).hidden, expected_TD)
+
+
+def test_logits_that_are_asked_for_are_bounded_in_all_groups_together() -> None:
+    size = NUM_ROWS * VOCAB * 4
+    inputs = span(HEADS["all rows"])
+    backend_of(TURN_ROWS, training_bytes=size).training.forward(inputs)
+    tight = backend_of(TURN_ROWS, training_bytes=size - 1).training
+    said = rf"logits of 30 rows take {size} bytes, expected at most {size - 1}; .*\(--batch\).*training_bytes"
+    with pytest.raises(FrameError, match=said):
+        tight.forward(inputs)
+    with pytest.raises(FrameError, match=said):
+        tight.backward("x", SpanOutputs(logits=torch.zeros(NUM_ROWS, VOCAB)), inputs)
+    # Those of a turn may always be there: so many rows, or one sequence that is longer.
+    bare = backend_of(TURN_ROWS, training_bytes=0).training
+    for lengths in ((3, 5), (12,)):
+        bare.forward(span(HeadInputs(want_logits=True), lengths))
+    with pytest.raises(FrameError, match=rf"logits of 9 rows .* expected at most {8 * VOCAB * 4};"):
+        bare.forward(span(HeadInputs(want_logits=True), (4, 5)))
+
+
+def test_rows_that_are_asked_for_many_times_are_bounded_in_their_group() -> None:
+    rows = torch.tensor([25] * 13)
+    head = HeadInputs(rows, torch.zeros_like(rows))
+    backend_of(TURN_ROWS, training_bytes=13 * VOCAB * 4).training.forward(span(head))
+    tight = backend_of(TURN_ROWS, training_bytes=0).training
+    with pytest.raises(FrameError, match=rf"logits of 13 rows .* expected at most {12 * VOCAB * 4};"):
+        tight.forward(span(head))
+
+
 def test_of_a_call_that_runs_no_more_groups_have_graphs_than_there_is_room_for(
     backend: ShardBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +272,7 @@ def test_who_is_served_waits_for_one_group_of_a_call(way: str) -> None:
         order.append("training")
         if len(order) == 1:
             asks.set()
-            eventually(lambda: backend.spans.lock.was_used_since(float("inf")), WAIT_S, "the step waits")
+            eventually(lambda: backend.spans.lock.is_serving(float("inf")), WAIT_S, "the step waits")
 
     thread = threading.Thread(target=serve)
     thread.start()
