@@ -57,6 +57,7 @@ def do_job_with_workers(
 
     folder = job.folder.resolve()
     with storage_errors(folder), braid_errors():
+        job.options.trainer_config(has_held_out=False)  # for what it checks
         check_place(folder, version=job.version, resume=job.resume)
         check_writable(folder, None)  # events are the first worker's to write, wherever it runs
         folder.mkdir(parents=True, exist_ok=True)
