@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -89,6 +90,16 @@ def check_target(target: str) -> str:
     if match is None or int(match["port"]) > 65535:
         raise InvalidRequestError(f"target: got {target!r}, expected 'host:port' or 'unix:/path'")
     return target
+
+
+def absolute_target(target: str) -> str:
+    """The same address for whoever is in another folder: the path of a socket counts from the current one.
+
+    Raises: InvalidRequestError, as `check_target`, also for a path that is too long only when it is absolute.
+    """
+    if not check_target(target).startswith("unix:") or unix_path(target).startswith("/"):
+        return target
+    return check_target(f"unix:{Path(unix_path(target)).absolute()}")
 
 
 def unix_path(target: str) -> str:

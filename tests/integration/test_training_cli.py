@@ -105,6 +105,19 @@ def test_a_text_that_is_not_there_is_refused_before_models_are_loaded(config: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_model_loads")
+def test_a_learning_rate_that_is_no_finite_number_is_refused_before_models_are_loaded(
+    config: Path, tmp_path: Path
+) -> None:
+    into = ("--into", tmp_path / "run")
+    code, _, err = run(config, *into, "--learning-rate", "inf")
+    told = "error: optimiser.learning_rate: got inf, expected a finite number from 0 on"
+    assert (code, err.splitlines()) == (2, [told])
+    code, _, err = run(config, *into, "--learning-rate", "nan")  # some versions of typer refuse it themselves
+    assert code == 2 and "learning" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_text_that_cannot_be_read_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{'text': 1}\n")
     code, _, err = run(config, "--into", tmp_path / "run", "--text", tmp_path / "bad.jsonl")

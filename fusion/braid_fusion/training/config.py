@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -34,9 +35,9 @@ class EarlyStopping:
             raise TrainingConfigError(
                 f"early_stopping.patience: got {self.patience}, expected at least 1, or None"
             )
-        if not self.min_delta >= 0.0:
+        if not 0.0 <= self.min_delta < math.inf:
             raise TrainingConfigError(
-                f"early_stopping.min_delta: got {self.min_delta}, expected a number from 0 on"
+                f"early_stopping.min_delta: got {self.min_delta}, expected a finite number from 0 on"
             )
 
 
@@ -72,15 +73,15 @@ class TrainerConfig:
             "keep_checkpoints": 1,
         }
         for name, lowest in lowest_of.items():
-            if getattr(self, name) < lowest:
+            if not getattr(self, name) >= lowest:  # NaN is below nothing
                 raise TrainingConfigError(
                     f"training.{name}: got {getattr(self, name)}, expected at least {lowest}"
                 )
         for name in ("max_seconds", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0.0 < value < math.inf:
                 raise TrainingConfigError(
-                    f"training.{name}: got {value}, expected a positive number, or None"
+                    f"training.{name}: got {value}, expected a positive finite number, or None"
                 )
         if self.precision not in get_args(PrecisionName):
             raise TrainingConfigError(

@@ -9,6 +9,7 @@ Shapes: N matrices of one shape, (A, C) with A ≤ C after transposition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -111,7 +112,11 @@ class Muon(Optimizer):
 @dataclass(frozen=True, slots=True)
 class OptimiserConfig:
     """``matrix_learning_rate`` not None: Muon for the weights of linear layers, save those whose name holds one
-    of ``without_muon``; AdamW for the rest. Weight decay of AdamW is for matrices and embeddings only."""
+    of ``without_muon``; AdamW for the rest. Weight decay of AdamW is for matrices and embeddings only.
+
+    Raises: TrainingConfigError for learning rates and weight decays that are no finite numbers from 0 on, and for
+        ``betas`` and ``matrix_momentum`` outside [0, 1).
+    """
 
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.95)
@@ -120,6 +125,22 @@ class OptimiserConfig:
     matrix_momentum: float = 0.95
     matrix_weight_decay: float = 0.0
     without_muon: tuple[str, ...] = ("lm_head",)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "matrix_learning_rate", "matrix_weight_decay"):
+            value = getattr(self, name)
+            if value is None and name == "matrix_learning_rate":
+                continue
+            if not 0.0 <= value < math.inf:
+                raise TrainingConfigError(
+                    f"optimiser.{name}: got {value}, expected a finite number from 0 on"
+                )
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise TrainingConfigError(f"optimiser.betas: got {self.betas}, expected two numbers in [0, 1)")
+        if not 0.0 <= self.matrix_momentum < 1.0:
+            raise TrainingConfigError(
+                f"optimiser.matrix_momentum: got {self.matrix_momentum}, expected a number in [0, 1)"
+            )
 
 
 def make_optimisers(module: nn.Module, config: OptimiserConfig) -> list[Optimizer]:

@@ -1,4 +1,4 @@
-"""Where a configuration's models and weights lie on this machine, told before anything is loaded."""
+"""Where a configuration's files lie on this machine, told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def locate_files(config: BraidConfig, elsewhere: Collection[str] = ()) -> BraidC
         if not decider.is_dir():
             raise ConfigError(f"braiding.decide: no folder {decider.absolute()}, expected a classifier's")
         braiding = replace(braiding, decide=str(decider.absolute()))
-    auth = config.auth
+    state, auth = config.state, config.auth
+    # Whoever opens them says whether there is anything.
+    if state.password_file is not None:
+        state = replace(state, password_file=str(Path(state.password_file).expanduser().absolute()))
     if auth.api_keys_file is not None:
         auth = replace(auth, api_keys_file=str(Path(auth.api_keys_file).expanduser().absolute()))
-    return replace(config, shards=tuple(shards), fusion=fusion, braiding=braiding, auth=auth)
+    return replace(config, shards=tuple(shards), fusion=fusion, braiding=braiding, state=state, auth=auth)
 
 
 def _locate(shard: ShardConfig) -> ShardConfig:

@@ -62,6 +62,7 @@ def do_job(
     """
     peers = peers or NoPeers()
     # Before the models, which may take minutes to load.
+    job.options.trainer_config(has_held_out=False)  # for what it checks
     with storage_errors(job.folder):
         check_place(job.folder, version=job.version, resume=job.resume)
     if peers.rank == 0:  # who writes

@@ -19,6 +19,7 @@ from braid_orchestrator.training.data import hub
 from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome, check_place
 from braid_orchestrator.training.storing import check_writable, storage_errors
+from braid_rpc.channels import absolute_target
 from braid_rpc.errors import BraidError, CapacityError, ConfigError, UnavailableError
 from braid_services.fusion.translation import braid_errors
 
@@ -55,8 +56,10 @@ def do_job_with_workers(
             f"workers: no Ray Train ({error}), expected the extra `workers`: pip install '.[workers]'"
         ) from error
 
-    folder = job.folder.resolve()
+    job = _from_anywhere(job)
+    folder = job.folder
     with storage_errors(folder), braid_errors():
+        job.options.trainer_config(has_held_out=False)  # for what it checks
         check_place(folder, version=job.version, resume=job.resume)
         check_writable(folder, None)  # events are the first worker's to write, wherever it runs
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,15 +74,7 @@ def do_job_with_workers(
         _check_room(num_workers)
         trainer = TorchTrainer(
             _work,
-            train_loop_config={
-                "job": replace(
-                    job,
-                    folder=folder,
-                    texts=_absolute(job.texts),
-                    held_out=_absolute(job.held_out),
-                    tensorboard=None if job.tensorboard is None else job.tensorboard.resolve(),
-                )
-            },
+            train_loop_config={"job": job},
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": WORKER_CPUS}),
             torch_config=TorchConfig(backend="gloo", timeout_s=_PATIENCE_S),
             run_config=RunConfig(
@@ -172,9 +167,25 @@ def _work(config: dict[str, Any]) -> None:
         worker_files.write_outcome(job.folder, outcome)
 
 
-def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Workers have a working folder of their own."""
+def _from_anywhere(job: TrainingJob) -> TrainingJob:
+    """The same job, with absolute paths: workers have a working folder of their own.
 
+    Raises: InvalidRequestError for a folder or a socket that can't be named so.
+    """
+    way, targets = job.way, job.way.targets
+    if targets is not None:
+        way = replace(way, targets={name: absolute_target(target) for name, target in targets.items()})
+    return replace(
+        job,
+        way=way,
+        folder=job.folder.resolve(),
+        texts=_absolute(job.texts),
+        held_out=_absolute(job.held_out),
+        tensorboard=None if job.tensorboard is None else job.tensorboard.resolve(),
+    )
+
+
+def _absolute(texts: tuple[str, ...]) -> tuple[str, ...]:
     def absolute(text: str) -> str:
         if text.startswith(hub.PREFIX):
             return hub.with_absolute_folder(text)

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from braid_rpc.channels import MAX_UNIX_PATH_BYTES, channel_options, check_target, server_options, unix_path
+from braid_rpc.channels import (
+    MAX_UNIX_PATH_BYTES,
+    absolute_target,
+    channel_options,
+    check_target,
+    server_options,
+    unix_path,
+)
 from braid_rpc.errors import InvalidRequestError
 
 
@@ -49,6 +58,27 @@ def test_a_socket_path_that_the_system_would_cut_is_refused() -> None:
 def test_unix_paths_in_all_their_spellings() -> None:
     assert unix_path("unix:/run/a") == unix_path("unix:///run/a") == "/run/a"
     assert unix_path("unix:a") == "a"
+
+
+def test_a_socket_is_found_from_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert absolute_target("unix:run/a") == absolute_target("unix:./run/a") == "unix:/run/a"
+    for target in ("unix:/run/a", "unix:///run/a", "localhost:7001", "dns:///host.example:443"):
+        assert absolute_target(target) == target
+
+
+def test_what_has_no_absolute_form_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("a" * MAX_UNIX_PATH_BYTES)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    assert check_target("unix:a") == "unix:a"
+    for target, words in (
+        ("unix:a", f"expected at most .*{deep}/a"),
+        ("unix:", "expected a path"),
+        ("a", "got 'a'"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            absolute_target(target)
 
 
 def test_both_sides_agree_on_the_largest_message() -> None:

@@ -92,7 +92,10 @@ def test_a_figure_that_is_not_there_is_named() -> None:
         run([1.0], EarlyStopping())
 
 
-@pytest.mark.parametrize("values", [{"patience": 0}, {"min_delta": -1.0}, {"min_delta": float("nan")}])
+@pytest.mark.parametrize(
+    "values",
+    [{"patience": 0}, {"min_delta": -1.0}, {"min_delta": float("nan")}, {"min_delta": float("inf")}],
+)
 def test_wrong_settings_are_named(values: dict[str, float]) -> None:
     with pytest.raises(TrainingConfigError, match=f"early_stopping.{next(iter(values))}: got"):
         EarlyStopping(**values)  # type: ignore[arg-type]

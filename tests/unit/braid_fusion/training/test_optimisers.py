@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from braid_fusion.errors import TrainingConfigError
 from braid_fusion.training import Muon, OptimiserConfig, make_optimisers
 from braid_fusion.training.optimisers import orthogonalise
 
@@ -100,3 +101,33 @@ def test_names_can_be_kept_from_muon() -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         make_optimisers(Tied().requires_grad_(False), OptimiserConfig())
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({name: bad}, f"optimiser.{name}: got {bad}, expected a finite number from 0 on")
+        for name in ("learning_rate", "weight_decay", "matrix_learning_rate", "matrix_weight_decay")
+        for bad in (NAN, INF, -1.0)
+    ]
+    + [
+        ({"betas": betas}, f"optimiser.betas: got {betas}, expected two numbers in [0, 1)")
+        for betas in ((NAN, 0.9), (0.9, INF), (0.9, 1.0), (-0.1, 0.9), (0.9,))
+    ]
+    + [
+        ({"matrix_momentum": bad}, f"optimiser.matrix_momentum: got {bad}, expected a number in [0, 1)")
+        for bad in (NAN, INF, 1.0, -0.1)
+    ],
+)
+def test_numbers_that_no_step_can_be_taken_with_are_named(values: dict[str, object], told: str) -> None:
+    with pytest.raises(TrainingConfigError) as refused:
+        OptimiserConfig(**values)  # type: ignore[arg-type]
+    assert str(refused.value) == told
+
+
+def test_the_ends_of_what_is_allowed_are_allowed() -> None:
+    OptimiserConfig(0.0, (0.0, 0.999), 0.0, matrix_learning_rate=0.0, matrix_momentum=0.0)
+    OptimiserConfig(matrix_learning_rate=None)

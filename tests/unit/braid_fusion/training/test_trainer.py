@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from braid_fusion.errors import TrainingConfigError
 from braid_fusion.training import (
     OptimiserConfig,
     Progress,
@@ -180,3 +181,18 @@ def test_the_log_has_a_line_per_period(tmp_path: Path) -> None:
 def test_wrong_settings_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**values)
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "expected"),
+    [
+        (key, bad, "a positive finite number, or None")
+        for key in ("clip_norm", "max_seconds")
+        for bad in (0.0, -1.0, float("nan"), float("inf"))
+    ]
+    + [("max_steps", 0, "at least 1"), ("max_steps", float("nan"), "at least 1")],
+)
+def test_numbers_that_no_run_can_be_made_with_are_named(key: str, bad: float, expected: str) -> None:
+    with pytest.raises(TrainingConfigError) as refused:
+        config(**{key: bad})
+    assert str(refused.value) == f"training.{key}: got {bad}, expected {expected}"

@@ -291,6 +291,25 @@ def test_paths_become_absolute_and_hub_names_stay(tmp_path: Path, monkeypatch: p
     assert [shard.model for shard in braid.shards] == [str(tmp_path / "mine"), "opt"]
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("secrets/redis.txt", "{here}/secrets/redis.txt"),
+        ("~/redis.txt", "{home}/redis.txt"),
+        ("/run/redis.txt", "/run/redis.txt"),
+        (None, None),
+    ],
+)
+def test_the_password_file_is_found_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, found: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    raw = {**settings(), "state": {"store": "redis", "url": "redis://127.0.0.1:1", "password_file": given}}
+    expected = None if found is None else found.format(here=tmp_path, home=tmp_path / "home")
+    assert locate_files(parse_braid_config(raw)).state.password_file == expected
+
+
 @pytest.mark.parametrize("key", ["shards.left.model", "fusion.weights"])
 def test_a_path_with_nothing_there_is_told_before_anything_is_loaded(tmp_path: Path, key: str) -> None:
     raw = settings()

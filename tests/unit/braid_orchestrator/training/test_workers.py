@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -98,6 +99,61 @@ def test_only_the_folder_of_a_data_set_is_made_absolute(
     monkeypatch.chdir(tmp_path / "odd@place")
     with pytest.raises(InvalidRequestError, match=r"got the folder .*odd@place/f, expected a path"):
         workers._absolute(("hf:f",))
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[TrainingJob]:
+    """Jobs that Ray Train is given; there is none of it, and every run ends in a ConflictError."""
+    jobs: list[TrainingJob] = []
+
+    class Trainer:
+        def __init__(self, work: object, train_loop_config: dict[str, TrainingJob], **_: object) -> None:
+            jobs.append(train_loop_config["job"])
+
+        def fit(self) -> None:
+            raise ConflictError("no workers here")
+
+    def take(**_: object) -> None:
+        return None
+
+    modules = {
+        "ray": {"is_initialized": lambda: True, "available_resources": lambda: {"CPU": 8.0}},
+        "ray.train": dict.fromkeys(("FailureConfig", "RunConfig", "ScalingConfig"), take),
+        "ray.train.torch": {"TorchConfig": take, "TorchTrainer": Trainer},
+    }
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    return jobs
+
+
+def test_workers_find_sockets_that_are_named_from_here(
+    handed: list[TrainingJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have a working folder of their own."""
+    monkeypatch.chdir("/")
+    named = {"a": "unix:run/a.sock", "b": "unix:///run/b.sock", "c": "unix:/run/c.sock", "d": "10.0.0.5:7001"}
+    config = BraidConfig(name="b", anchor="a", shards=())
+    with pytest.raises(ConflictError, match="no workers here"):
+        workers.do_job_with_workers(TrainingJob(config, Way(named), ("text",), tmp_path / "run"), 2)
+    assert handed[0].way == Way({**named, "a": "unix:/run/a.sock"})
+    for way in (Way(), Way(in_store=True), Way(application="braid")):
+        with pytest.raises(ConflictError, match="no workers here"):
+            workers.do_job_with_workers(TrainingJob(config, way, ("text",), tmp_path / "run"), 2)
+        assert handed[-1].way == way
+
+
+def test_a_socket_whose_absolute_path_is_too_long_is_refused_before_any_worker_is_started(
+    handed: list[TrainingJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("a" * 100)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    job = TrainingJob(
+        BraidConfig(name="b", anchor="a", shards=()), Way({"a": "unix:a.sock"}), (), tmp_path / "run"
+    )
+    with pytest.raises(InvalidRequestError, match=r"expected at most 103: .*/a\.sock"):
+        workers.do_job_with_workers(job, 2)
+    assert not handed and not job.folder.exists()
 
 
 def test_without_ray_train_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
