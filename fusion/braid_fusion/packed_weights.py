@@ -102,9 +102,12 @@ def check_plan(card: WeightCard, running: BraidPlan) -> None:
         raise WeightMismatch(f"weights {card.version!r} were made for another braid: {'; '.join(unlike)}")
 
 
-def plan_differences(saved: BraidPlan, running: BraidPlan) -> list[str]:
-    """Each field in which two plans differ, with both values. The seed doesn't count."""
-    return differences(_plain(saved), _plain(running), "this braid")
+def plan_differences(
+    saved: BraidPlan, running: BraidPlan, here: str = "this braid", there: str = "the weights have"
+) -> list[str]:
+    """Each field in which two plans differ, with both values; ``here`` and ``there`` as for `differences`. The seed
+    doesn't count."""
+    return differences(_plain(saved), _plain(running), here, there)
 
 
 def unpack_into(stack: FusionStack, card: WeightCard, data: bytes, where: str) -> None:

@@ -31,8 +31,9 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FusionCard:
-    """What the service has. ``plan_hash`` is empty while no plan is prepared; ``instance_id`` is another one with
-    every start; ``max_publish_bytes`` is what the weights of a published version may have, 0 where none is taken."""
+    """What the service has. ``plan_hash`` and ``plan_json`` are empty while no plan is prepared; ``instance_id`` is
+    another one with every start; ``max_publish_bytes`` is what the weights of a published version may have, 0 where
+    none is taken."""
 
     protocol_version: int
     plan_hash: str
@@ -43,6 +44,7 @@ class FusionCard:
     frames: tuple[str, ...] = ()
     instance_id: str = ""
     max_publish_bytes: int = 0
+    plan_json: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class FusionClient:
             tuple(message.frames),
             message.instance_id,
             message.max_publish_bytes,
+            message.plan_json,
         )
 
     def __enter__(self) -> Self:

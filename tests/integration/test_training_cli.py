@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from braids import braid_config, two_backends
 from programs import Program
+from served import served
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
 from braid_fusion.weights import read_card
+from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.cli.main import app
+from braid_orchestrator.config.values import FusionConfig
 from braid_orchestrator.training.run import LOG_FILE, train_braid
+from braid_rpc.fusion_client import FusionClient
+from braid_services.fusion.main import serve_fusion
 
 TRAIN = ("train", "--window", "16", "--batch", "2", "--held-out-share", "0")
 
@@ -106,6 +113,41 @@ def test_a_text_that_is_not_there_is_refused_before_models_are_loaded(config: Pa
 
 
 @pytest.mark.usefixtures("no_model_loads")
+def test_a_braid_that_takes_no_version_in_is_told_before_models_are_loaded(
+    config: Path, tmp_path: Path
+) -> None:
+    closed = replace(braid_config(), fusion=FusionConfig(placement="embedded", max_publish_bytes=0))
+    with served(two_backends(), closed) as braid:
+        code, _, err = run(config, "--into", tmp_path / "run", "--publish", braid.url)
+    told = f"error: {braid.url}: its fusion.max_publish_bytes is 0, so it takes no version in"
+    assert (code, err.splitlines()) == (1, [told])
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_serves_another_braid_is_told_before_any_text_is_read(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("texts are read")
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    backends = two_backends()
+    plan = resolve_plan(braid_config(), [backend.card for backend in backends])
+    with (
+        served(backends, braid_config()) as braid,
+        serve_fusion(None, None, [f"unix:{tmp_path}/fusion.sock"]) as server,
+    ):
+        with FusionClient(server.targets[0]) as client:
+            client.prepare(plan)
+        for target in (braid.url, server.targets[0]):
+            code, _, err = run(config, "--into", tmp_path / "run", "--publish", target)
+            (line,) = err.splitlines()
+            assert code == 1 and line.startswith(f"error: {target}: got plan {plan.hash()}, expected "), err
+            assert f"points[0].layers: this run has [1, 2], {target} has [1, 1]" in line, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_model_loads")
 def test_a_learning_rate_that_is_no_finite_number_is_refused_before_models_are_loaded(
     config: Path, tmp_path: Path
 ) -> None:
@@ -178,7 +220,7 @@ def test_a_run_whose_weights_cannot_be_published_is_told_all_the_same(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     # Whoever was there before training has gone since.
-    monkeypatch.setattr("braid_orchestrator.training.publishing.check_target", lambda target: None)
+    monkeypatch.setattr("braid_orchestrator.training.publishing.ask_target", lambda target: None)
     into = ("--into", tmp_path / "run", "--steps", "1", "--publish", "http://127.0.0.1:9")
     code, out, err = run(config, *into, *(("--json",) if as_json else ()))
     weights = tmp_path / "run" / "weights" / "trained"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from braids import braid_config, shake, two_backends
 from served import served
 
+from braid_fusion.packed_weights import pack_stack
 from braid_fusion.stack import FusionStack
 from braid_fusion.weights import save_stack
 from braid_orchestrator.assembly import resolve_plan
-from braid_orchestrator.config.values import PointConfig
-from braid_orchestrator.training.publishing import check_target, publish_version
-from braid_rpc.errors import BraidError, ConflictError, UnavailableError, WeightMismatchError
+from braid_orchestrator.config.values import FusionConfig, PointConfig
+from braid_orchestrator.training.publishing import PublishTarget, ask_target, publish_version
+from braid_rpc.errors import (
+    BraidError,
+    ConflictError,
+    InvalidRequestError,
+    UnavailableError,
+    WeightMismatchError,
+)
 from braid_rpc.fusion_client import FusionClient
 from braid_services.fusion.main import serve_fusion
 from braid_services.shard.backend import ShardBackend
@@ -24,8 +33,12 @@ def backends() -> list[ShardBackend]:
     return two_backends()
 
 
+def stack_of(backends: list[ShardBackend], **parts: object) -> FusionStack:
+    return FusionStack(resolve_plan(braid_config(**parts), [backend.card for backend in backends]))  # type: ignore[arg-type]
+
+
 def trained(backends: list[ShardBackend], folder: Path, **parts: object) -> Path:
-    stack = FusionStack(resolve_plan(braid_config(**parts), [backend.card for backend in backends]))  # type: ignore[arg-type]
+    stack = stack_of(backends, **parts)
     shake(stack, 4)
     save_stack(stack, folder / "trained", {"note": "random"})
     return folder / "trained"
@@ -58,20 +71,82 @@ def test_a_fusion_service_takes_a_version_before_anyone_prepared_it(backends, tm
 
 def test_who_takes_no_version_in_is_told_before_there_is_one(backends, tmp_path: Path) -> None:
     with served(backends, braid_config()) as braid:
-        check_target(braid.url)
+        ask_target(braid.url)
         with pytest.raises(BraidError, match=rf"^{braid.url}/elsewhere: "):
-            check_target(f"{braid.url}/elsewhere")
-    plan = resolve_plan(braid_config(), [backend.card for backend in backends])
+            ask_target(f"{braid.url}/elsewhere")
+    closed = replace(braid_config(), fusion=FusionConfig(placement="embedded", max_publish_bytes=0))
+    with (
+        served(backends, closed) as braid,
+        pytest.raises(ConflictError, match=r"http://.*: its fusion\.max_publish_bytes is 0"),
+    ):
+        ask_target(braid.url)
     with serve_fusion(None, None, [f"unix:{tmp_path}/fusion.sock"], max_publish_bytes=0) as server:
-        check_target(server.targets[0])  # without a plan it can't say
+        asked = ask_target(server.targets[0])
+        assert asked == PublishTarget(server.targets[0]), "without a plan it can't say"
         with FusionClient(server.targets[0]) as client:
-            client.prepare(plan)
+            client.prepare(stack_of(backends).plan)
         with pytest.raises(ConflictError, match=r"fusion\.sock: its fusion\.max_publish_bytes is 0"):
-            check_target(server.targets[0])
-    with serve_fusion(None, None, [f"unix:{tmp_path}/other.sock"]) as server:
+            ask_target(server.targets[0])
+
+
+def test_what_will_be_refused_is_told_before_there_is_a_version(backends, tmp_path: Path) -> None:
+    """And nothing else: what is taken in may have another seed, as when it is published."""
+    own = stack_of(backends)
+    other = stack_of(backends, points=(PointConfig(at=1, strategy="weighted"),))
+    reseeded = FusionStack(replace(own.plan, seed=9))
+    with (
+        served(backends, braid_config()) as braid,
+        serve_fusion(None, None, [f"unix:{tmp_path}/fusion.sock"]) as server,
+    ):
         with FusionClient(server.targets[0]) as client:
-            client.prepare(plan)
-        check_target(server.targets[0])
+            ask_target(server.targets[0]).check(other)  # without a plan it takes any
+            client.prepare(own.plan)
+        for target in (braid.url, server.targets[0]):
+            asked = ask_target(target)
+            asked.check(own)
+            asked.check(reseeded)
+            with pytest.raises(WeightMismatchError) as refused:
+                asked.check(other)
+            told = str(refused.value)
+            assert told.startswith(
+                f"{target}: got plan {own.plan.hash()}, expected that of this run, {other.plan.hash()}: "
+            )
+            assert f"points[0].strategy: this run has 'weighted', {target} has 'mlp'" in told
+            save_stack(reseeded, tmp_path / "reseeded")
+            publish_version(tmp_path / "reseeded", target)
+
+
+def test_weights_of_more_bytes_than_are_taken_in_are_told_before_there_are_any(backends) -> None:
+    stack = stack_of(backends)
+    num_bytes = len(pack_stack(stack).data)
+    PublishTarget("here:1", stack.plan, num_bytes).check(stack)
+    told = rf"^here:1: got weights of {num_bytes} bytes .*, expected at most {num_bytes - 1}, its fusion\.max_pub"
+    with pytest.raises(InvalidRequestError, match=told):
+        PublishTarget("here:1", stack.plan, num_bytes - 1).check(stack)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"active": "v1"}, PublishTarget("http://here")),  # as earlier braids
+        ({"active": "v1", "plan": {"shards": []}}, "http://here: got a plan that can't be read"),
+        ({"active": 1}, "http://here: got 200 with .*, expected a braid's answer"),
+        (
+            {"active": "v1", "max_publish_bytes": "9"},
+            "http://here: got 200 with .*, expected a braid's answer",
+        ),
+        (["active"], "http://here: got 200 with .*, expected a braid's answer"),
+    ],
+)
+def test_what_a_braid_doesnt_say_cannot_be_compared(
+    monkeypatch: pytest.MonkeyPatch, told: object, expected: PublishTarget | str
+) -> None:
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: httpx.Response(200, json=told))
+    if isinstance(expected, PublishTarget):
+        assert ask_target("http://here") == expected
+        return
+    with pytest.raises(BraidError, match=expected):
+        ask_target("http://here")
 
 
 def test_nobody_there_and_somebody_else_there_are_told_apart(backends, tmp_path: Path) -> None:

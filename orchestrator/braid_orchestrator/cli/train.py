@@ -142,6 +142,7 @@ def train(
     from braid_orchestrator.config.values import FUSION
     from braid_orchestrator.training.data import ReadingOptions
     from braid_orchestrator.training.job import TrainingJob
+    from braid_orchestrator.training.publishing import ask_target, publish_version
     from braid_orchestrator.training.run import RunOptions
     from braid_orchestrator.training.storing import what_is_left
 
@@ -174,11 +175,8 @@ def train(
         version=version,
         resume=resume,
         tensorboard=tensorboard,
+        publish_to=None if publish is None else ask_target(publish),
     )
-    if publish is not None:
-        from braid_orchestrator.training.publishing import check_target
-
-        check_target(publish)
     with interruption_told(lambda: what_is_left(into)):
         outcome = _carry_out(job, workers)
     if not json:
@@ -186,8 +184,6 @@ def train(
     published = None
     try:
         if publish is not None and outcome.weights is not None:
-            from braid_orchestrator.training.publishing import publish_version
-
             published = publish_version(outcome.weights, publish)
     finally:  # whoever doesn't take the weights, they are there
         if json:

@@ -242,6 +242,16 @@ class VersionBody(Strict):
     version: Annotated[str, Field(min_length=1)]
 
 
+class ActiveVersionOut(BaseModel):
+    """The version that new requests get, and what one that is published has to fit."""
+
+    active: str
+    max_publish_bytes: Annotated[int, Field(description="that its weights may have; 0: none is taken in")]
+    plan: Annotated[
+        dict[str, Any], Field(description="what it must be made for; only the seed may be another")
+    ]
+
+
 class PublishedOut(BaseModel):
     """A version that was taken in, and the one that new requests get."""
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from braid_orchestrator.http.native_schemas import ERROR_RESPONSES, ErrorOut, PublishedOut, VersionBody
+from braid_orchestrator.http.native_schemas import (
+    ERROR_RESPONSES,
+    ActiveVersionOut,
+    ErrorOut,
+    PublishedOut,
+    VersionBody,
+)
 from braid_orchestrator.serving.port import BraidPort
 from braid_rpc.errors import CapacityError
 from braid_rpc.publishing import MAX_CARD_BYTES
@@ -35,10 +42,15 @@ def version_routes(get_service: Callable[[], BraidPort]) -> APIRouter:
     router = APIRouter(tags=["operations"], responses=ERROR_RESPONSES)
     bodies = asyncio.Semaphore(_MAX_BODIES)
 
-    @router.get("/v1/fusion/versions/active")
-    async def active_version() -> dict[str, str]:
-        """The version of the fusion weights that new requests get."""
-        return {"active": get_service().describe().weights_version}
+    @router.get("/v1/fusion/versions/active", response_model=ActiveVersionOut)
+    async def active_version() -> ActiveVersionOut:
+        """The version of the fusion weights that new requests get, and what another one has to fit."""
+        service = get_service()
+        return ActiveVersionOut(
+            active=service.describe().weights_version,
+            max_publish_bytes=service.max_publish_bytes,
+            plan=json.loads(service.plan.to_json()),
+        )
 
     @router.post("/v1/fusion/versions/activate")
     async def activate_version(body: VersionBody) -> dict[str, str]:

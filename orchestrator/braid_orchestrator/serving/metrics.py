@@ -30,6 +30,7 @@ from braid_rpc.errors import BraidError
 from braid_rpc.publishing import PublishedVersion
 
 if TYPE_CHECKING:
+    from braid_fusion.plan import BraidPlan
     from braid_orchestrator.deciding import AskedT
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.engine.ports import PointMetrics
@@ -147,6 +148,11 @@ class MeteredService:
         active = await self._service.activate(version)
         _log.info("fusion version activated", extra={"weights_version": active})
         return active
+
+    @property
+    def plan(self) -> BraidPlan:
+        """As `BraidPort.plan`."""
+        return self._service.plan
 
     @property
     def max_publish_bytes(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from braid_orchestrator.engine.requests import Event, GenerateRequest, ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
+    from braid_fusion.plan import BraidPlan
     from braid_orchestrator.deciding import AskedT
     from braid_orchestrator.engine.engine import EngineStats
     from braid_orchestrator.engine.ports import PointMetrics
@@ -47,6 +48,10 @@ class BraidPort(Protocol):
 
     async def activate(self, version: str) -> str:
         """Use another version of the fusion weights for requests from now on; returns its name."""
+
+    @property
+    def plan(self) -> BraidPlan:
+        """What the braid is built by, and what weights must be made for."""
 
     @property
     def max_publish_bytes(self) -> int:

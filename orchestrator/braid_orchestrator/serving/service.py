@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from braid_fusion.plan import PlanPoint
+from braid_fusion.plan import BraidPlan, PlanPoint
 from braid_orchestrator.deciding import AskedT, Deciding
 from braid_orchestrator.engine.engine import Engine, EngineStats
 from braid_orchestrator.engine.ports import PointMetrics
@@ -149,6 +149,11 @@ class BraidService:
         """Use another version of the fusion weights for requests from now on; returns the active version."""
         await asyncio.to_thread((self._link or self._engine).activate, version)
         return self._engine.weights_version
+
+    @property
+    def plan(self) -> BraidPlan:
+        """What the braid is built by."""
+        return self._engine.plan
 
     @property
     def max_publish_bytes(self) -> int:

@@ -16,6 +16,7 @@ from braid_fusion.training.trainer import never
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, find_texts, load_texts
+from braid_orchestrator.training.publishing import PublishTarget
 from braid_orchestrator.training.reaching import Way
 from braid_orchestrator.training.run import Outcome, RunOptions, check_place, check_run, train_braid
 from braid_orchestrator.training.storing import check_writable, storage_errors
@@ -29,7 +30,8 @@ OnLeftOut = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
     """``texts`` and ``held_out`` as `find_source` takes them; ``held_out_share`` of the texts where none are held out
-    by name. ``folder`` is the run's; ``tensorboard`` as for `train_braid`."""
+    by name. ``folder`` is the run's; ``tensorboard`` as for `train_braid`. ``publish_to``: who will get the version,
+    which is only compared here: workers may not reach it."""
 
     config: BraidConfig
     way: Way
@@ -42,6 +44,7 @@ class TrainingJob:
     version: str = "trained"
     resume: bool = False
     tensorboard: Path | None = None
+    publish_to: PublishTarget | None = None
 
 
 def do_job(
@@ -79,6 +82,8 @@ def do_job(
         stack = FusionStack(plan)
         # Texts may take minutes to read.
         check_run(reached.shards, stack, job.options, job.folder, version=job.version, resume=job.resume)
+        if job.publish_to is not None:
+            job.publish_to.check(stack)
         anchor = reached.shards[plan.anchor]
         texts = load_texts(
             found,

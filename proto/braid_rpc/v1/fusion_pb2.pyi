@@ -18,7 +18,7 @@ class DescribeFusionRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FusionCard(_message.Message):
-    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters", "frames", "instance_id", "max_publish_bytes")
+    __slots__ = ("protocol_version", "plan_hash", "active_version", "loaded_versions", "num_sessions", "num_parameters", "frames", "instance_id", "max_publish_bytes", "plan_json")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class FusionCard(_message.Message):
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_PUBLISH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     plan_hash: str
     active_version: str
@@ -37,7 +38,8 @@ class FusionCard(_message.Message):
     frames: _containers.RepeatedScalarFieldContainer[str]
     instance_id: str
     max_publish_bytes: int
-    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ..., instance_id: _Optional[str] = ..., max_publish_bytes: _Optional[int] = ...) -> None: ...
+    plan_json: str
+    def __init__(self, protocol_version: _Optional[int] = ..., plan_hash: _Optional[str] = ..., active_version: _Optional[str] = ..., loaded_versions: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., frames: _Optional[_Iterable[str]] = ..., instance_id: _Optional[str] = ..., max_publish_bytes: _Optional[int] = ..., plan_json: _Optional[str] = ...) -> None: ...
 
 class LoadVersionRequest(_message.Message):
     __slots__ = ("version",)

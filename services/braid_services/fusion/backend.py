@@ -28,9 +28,10 @@ MAX_UPLOADS = 4
 
 @dataclass(frozen=True, slots=True)
 class FusionStatus:
-    """What a backend says about itself; ``plan_hash`` is empty until it is prepared."""
+    """What a backend says about itself; ``plan_hash`` and ``plan_json`` are empty until it is prepared."""
 
     plan_hash: str
+    plan_json: str
     active_version: str
     loaded_versions: tuple[str, ...]
     num_sessions: int
@@ -184,11 +185,12 @@ class FusionBackend:
         """As it is now."""
         versions = self._versions
         if versions is None:
-            return FusionStatus("", "", (), 0, 0, 0, 0)
+            return FusionStatus("", "", "", (), 0, 0, 0, 0)
         with self.lock:
             streams = list(self._streams)
         return FusionStatus(
             plan_hash=versions.plan.hash(),
+            plan_json=versions.plan.to_json(),
             active_version=versions.active,
             loaded_versions=versions.loaded,
             num_sessions=sum(stream.num_sessions for stream in streams),

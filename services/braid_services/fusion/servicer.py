@@ -146,6 +146,7 @@ class FusionServicer(fusion_pb2_grpc.FusionServicer):  # type: ignore[misc]
             frames=FRAME_FORMATS,
             instance_id=self._backend.instance_id,
             max_publish_bytes=status.max_publish_bytes,
+            plan_json=status.plan_json,
         )
 
 

@@ -78,12 +78,15 @@ class FakeService:
         self.first_token = asyncio.Event()
         self.ended = asyncio.Event()
 
-    async def decide(self, request: AskedT) -> AskedT:
-        self.undecided.append(request)
-        plan = BraidPlan(
+    @property
+    def plan(self) -> BraidPlan:
+        return BraidPlan(
             tuple(PlanShard(name, 16, 4, 262, "0" * 16, "1" * 16) for name in ("left", "right")), 0, ()
         )
-        return Deciding(plan, self.text().decode, self.default, self.decider).settle(request)
+
+    async def decide(self, request: AskedT) -> AskedT:
+        self.undecided.append(request)
+        return Deciding(self.plan, self.text().decode, self.default, self.decider).settle(request)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         self.requests.append(request)

@@ -30,7 +30,7 @@ class FakeFusion(fusion_pb2_grpc.FusionServicer):
 
     def __init__(self, protocol_version: int = 1) -> None:
         self.protocol_version = protocol_version
-        self.plan_hash = ""
+        self.plan_hash = self.plan_json = ""
         self.active = "v1"
         self.loaded = ["v1"]
 
@@ -38,12 +38,14 @@ class FakeFusion(fusion_pb2_grpc.FusionServicer):
         return fusion_pb2.FusionCard(
             protocol_version=self.protocol_version,
             plan_hash=self.plan_hash,
+            plan_json=self.plan_json,
             active_version=self.active,
             loaded_versions=self.loaded,
             num_parameters=9,
         )
 
     def Prepare(self, request: fusion_pb2.PrepareRequest, context: Any) -> fusion_pb2.FusionCard:
+        self.plan_json = request.plan_json
         self.plan_hash = json.loads(request.plan_json)["hash"]
         return self.card()
 
@@ -119,8 +121,10 @@ def test_a_plan_is_prepared_as_json_or_as_an_object(client: FusionClient) -> Non
         def to_json(self) -> str:
             return '{"hash": "b"}'
 
-    assert client.describe().plan_hash == ""
+    empty = client.describe()
+    assert empty.plan_hash == empty.plan_json == ""
     assert client.prepare('{"hash": "a"}').plan_hash == "a"
+    assert client.describe().plan_json == '{"hash": "a"}'
     assert client.prepare(Plan()).plan_hash == "b"
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import pytest
 
+from braid_fusion.plan import BraidPlan
 from braid_rpc.publishing import MAX_CARD_BYTES
 from braid_rpc.version_archive import ENVELOPE_BYTES, write_archive
 
@@ -16,8 +18,16 @@ PATH = "/v1/fusion/versions"
 LIMIT = 20_000 + MAX_CARD_BYTES + ENVELOPE_BYTES
 
 
+async def test_what_is_active_comes_with_what_a_new_version_has_to_fit(
+    http: httpx.AsyncClient, service: FakeService
+) -> None:
+    told = (await http.get(f"{PATH}/active")).json()
+    assert told.keys() == {"active", "max_publish_bytes", "plan"}
+    assert (told["active"], told["max_publish_bytes"]) == ("v1", 20_000)
+    assert BraidPlan.from_json(json.dumps(told["plan"])) == service.plan
+
+
 async def test_weights_are_activated_by_version(http: httpx.AsyncClient) -> None:
-    assert (await http.get(f"{PATH}/active")).json() == {"active": "v1"}
     response = await http.post(f"{PATH}/activate", json={"version": "v2"})
     assert response.json() == {"active": "v2"}
     response = await http.post(f"{PATH}/activate", json={"version": "v9"})

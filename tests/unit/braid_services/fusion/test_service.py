@@ -50,6 +50,7 @@ def test_it_describes_itself_before_and_after_a_plan(server, plan) -> None:
             stream.open(["s"])
         card = client.prepare(plan)
         assert (card.plan_hash, card.active_version) == (plan.hash(), "first")
+        assert card.plan_json == plan.to_json()
         assert card.num_parameters > 0
         assert client.prepare(plan) == card
 
