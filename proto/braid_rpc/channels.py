@@ -35,8 +35,9 @@ def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Optio
     """What every client channel is made with.
 
     Each channel has a connection of its own (streams of different callers don't share flow control), finds
-    out within half a minute that a silent peer is gone, and never goes through an HTTP proxy: hidden states
-    travel between neighbours. Repeating calls is left to the clients, which know what is safe to repeat.
+    out within a minute and a half that a silent peer is gone (gRPC waits a minute for a ping's answer, whatever
+    the keepalive timeout says), and never goes through an HTTP proxy: hidden states travel between neighbours.
+    Repeating calls is left to the clients, which know what is safe to repeat.
     """
     return [
         ("grpc.max_send_message_length", max_message_bytes),

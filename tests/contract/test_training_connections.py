@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,18 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from killable_shard import WITHIN, KillableShard
 from models import save_tiny_model, tiny_backend
 from torch import Tensor
 
 from braid_orchestrator.training.remote import RemoteTrainingShard
+from braid_rpc import channels
 from braid_rpc.channels import DEFAULT_MAX_MESSAGE_BYTES
 from braid_rpc.errors import FrameError, ShapeMismatchError, UnavailableError, WeightMismatchError
 from braid_rpc.training import SpanInputs, SpanOutputs
 from braid_services.shard.backend import ShardBackend
 from braid_services.shard.config import ShardConfig
 from braid_services.shard.main import serve_backend
+from braid_services.shard.training import calls
 
 LENGTH, WIDTH = 4, 32
+A_YEAR_S = 365 * 24 * 3600.0
 # How the shard comes to be another one: between two calls, while one is tried, or by a replica at another address.
 WAYS = ("between calls", "within a call", "elsewhere")
 
@@ -164,6 +169,53 @@ def test_patience_is_for_a_shard_that_is_away_not_for_one_that_computes(
     shard = place.connect(patience_s=patience_s)
     assert shard.forward(span(0, 1)).result().hidden is not None
     assert len(calls) == 3
+
+
+def test_a_call_may_take_as_long_as_a_shard_that_is_there_lets_it_wait(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_s: list[float] = []
+    check = calls._check
+
+    def note(context: Any) -> Callable[[], None]:
+        left_s.append(context.time_remaining())
+        return check(context)
+
+    monkeypatch.setattr(calls, "_check", note)
+    place.serve(tiny_backend("right", 1))
+    shard = place.connect()
+    shard.forward(span(1, 2), "graph").result()
+    shard.backward("graph", GRADIENTS, span(1, 2)).result()
+    assert len(left_s) == 2 and min(left_s) > A_YEAR_S
+
+
+@pytest.mark.timeout(300)
+def test_a_call_to_a_shard_that_stands_still_ends_in_its_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is there, and its connection open; but nobody answers pings."""
+    honest = channels.channel_options
+
+    def hasty(max_message_bytes: int) -> channels.Options:
+        options = [
+            (name, 1000 if name == "grpc.keepalive_time_ms" else value)
+            for name, value in honest(max_message_bytes)
+        ]
+        return [*options, ("grpc.http2.ping_timeout_ms", 5000)]
+
+    monkeypatch.setattr(channels, "channel_options", hasty)
+    target = f"unix:{tmp_path}/right.sock"
+    with KillableShard(1, target, hang_at=1) as frozen, ExitStack() as stack:
+        frozen.serve()
+        shard = RemoteTrainingShard(
+            "right", lambda: target, patience_s=1.0, max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES
+        )
+        stack.callback(shard.shutdown)
+        pending = shard.forward(span(0, 1))
+        frozen.wait_for(WITHIN)
+        frozen.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(UnavailableError, match="shard 'right'"):
+            pending.result()
 
 
 def test_one_call_has_one_patience_also_where_its_inputs_are_sent_later(

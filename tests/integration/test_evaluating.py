@@ -234,7 +234,7 @@ def test_mixes_of_one_shard_are_refused(config: Path, tmp_path: Path) -> None:
 def test_a_shard_that_is_away_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "braid_orchestrator.training.remote.RemoteTrainingShard.__init__.__kwdefaults__",
-        {"call_timeout_s": 5.0, "patience_s": 0.1, "connect_patience_s": 0.1},
+        {"patience_s": 0.1, "connect_patience_s": 0.1},
     )
     places = [part for name in SHARDS for part in ("--shard", f"{name}=127.0.0.1:1")]
     code, _, err = run(config, "--text", tmp_path / "one.txt", *places)

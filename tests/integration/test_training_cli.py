@@ -65,7 +65,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
     monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
     monkeypatch.setattr(
         "braid_orchestrator.training.remote.RemoteTrainingShard.__init__.__kwdefaults__",
-        {"call_timeout_s": 5.0, "patience_s": 0.1, "connect_patience_s": 0.1},
+        {"patience_s": 0.1, "connect_patience_s": 0.1},
     )
     one_for_all = tmp_path / "one.yaml"
     alone = {**yaml.safe_load(config.read_text()), "points": [], "readout": "anchor"}

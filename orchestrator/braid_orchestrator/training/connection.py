@@ -56,8 +56,8 @@ class ShardConnection:
             raise
         self.tokenizer_json = TokenizerFile.from_proto(reply).tokenizer_json
 
-    def start(self, method: str, request: Any, timeout_s: float) -> Attempt:
-        """Begin a call; where the connection was lost, on a new one.
+    def start(self, method: str, request: Any) -> Attempt:
+        """Begin a call; where the connection was lost, on a new one. It lasts for as long as its connection does.
 
         Raises: UnavailableError; WeightMismatchError, ProtocolVersionError if another shard is found there.
         """
@@ -66,7 +66,7 @@ class ShardConnection:
                 self._reconnect()
             call = getattr(self._stub, method)
             try:
-                return Attempt(self._target, call.future(request, timeout=timeout_s), self._channel)
+                return Attempt(self._target, call.future(request), self._channel)
             except ValueError as error:  # the channel is closed
                 raise UnavailableError(f"{self._target}: {error}") from error
 

@@ -44,7 +44,6 @@ class RemoteTrainingShard:
         name: str,
         resolve: Callable[[], str],
         *,
-        call_timeout_s: float = 1800.0,
         patience_s: float = 120.0,
         connect_patience_s: float = 10.0,
         max_message_bytes: int,
@@ -52,16 +51,14 @@ class RemoteTrainingShard:
         """Connect.
 
         Args:
-            call_timeout_s: of one attempt; long, for a shard that serves lets training wait. One that is gone is
-                noticed by its connection.
             patience_s: for how long in all a shard that doesn't answer a call is asked again, from the call's first
-                failure on. Time in which it was there and computed doesn't count.
+                failure on. Time in which it was there doesn't count: a call has no deadline, for a shard that serves
+                lets training wait. One that is gone, or stands still, is noticed by its connection.
             connect_patience_s: the same, before the first call.
 
         Raises: UnavailableError, ProtocolVersionError.
         """
         self._name = name
-        self._call_timeout_s = call_timeout_s
         self._patience_s = patience_s
         self._max_bytes = max_message_bytes
         patience = _Patience(connect_patience_s)
@@ -127,14 +124,14 @@ class RemoteTrainingShard:
 
     def _start(self, method: str, request: Any) -> Attempt:
         self._check_size(method, request.ByteSize())
-        return self._connection.start(method, request, self._call_timeout_s)
+        return self._connection.start(method, request)
 
     def _reply(self, attempt: Attempt) -> Any:
         """What an attempt is answered with. Raises: BraidError."""
         try:
             return attempt.future.result()
         except grpc.RpcError as failure:
-            error = describe_failure(failure, attempt.target, self._call_timeout_s)
+            error = describe_failure(failure, attempt.target, None)
             if not isinstance(error, _PASSING):
                 with suppress(*_PASSING):
                     self._connection.check()  # another shard refuses what this one would have taken
@@ -212,7 +209,7 @@ class _Call(Generic[ResultT]):
                 if result is not None:
                     return result
             except BraidError as error:
-                # Until its connection broke, a shard was there; one that lets a call time out was not.
+                # Until its connection broke, a shard was there.
                 there_s = 0.0
                 if attempt is not None and isinstance(error, UnavailableError):
                     there_s = time.monotonic() - attempt.began_s
