@@ -8,6 +8,7 @@ import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import pytest
@@ -91,7 +92,7 @@ def test_an_interrupted_run_ends_with_a_checkpoint_and_goes_on_with_another_numb
 # Ray Train uses what Ray Data deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_workers_are_one_with_twice_the_accumulation(
-    config: BraidConfig, ray_cluster: None, tmp_path: Path
+    config: BraidConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -100,10 +101,11 @@ def test_two_workers_are_one_with_twice_the_accumulation(
     left_out: list[str] = []
     options = RunOptions(steps=5, window=16, batch_size=2, evaluate_every=2)
     with ExitStack() as stack:
-        targets = {
-            shard.name: stack.enter_context(serve_shard(shard, ["127.0.0.1:0"])).targets[0]
-            for shard in config.shards
-        }
+        # Named from here, where paths are short; workers have a working folder of their own.
+        monkeypatch.chdir(stack.enter_context(TemporaryDirectory()))
+        targets = {shard.name: f"unix:{shard.name}.sock" for shard in config.shards}
+        for shard in config.shards:
+            stack.enter_context(serve_shard(shard, [targets[shard.name]]))
         job = TrainingJob(
             config, Way(targets), (str(texts),), tmp_path / "two", held_out_share=0.2, options=options
         )
