@@ -22,6 +22,18 @@ def check_same(what: str, saved: Mapping[str, Any], running: Mapping[str, Any]) 
         raise CheckpointMismatchError(f"checkpoint of another {what}: {'; '.join(found)}")
 
 
+def describe_values(value: Any) -> Any:
+    """The same with every tensor, in mappings and lists, told by its shape, dtype and a hash of its numbers."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{list(value.shape)} {value.dtype} {hashlib.sha256(data).hexdigest()[:16]}"
+    if isinstance(value, Mapping):
+        return {name: describe_values(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe_values(one) for one in value]
+    return value
+
+
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """What training changes in a module, not copied: its trainable parameters, and the persistent buffers of the
     submodules that own one, such as running means."""

@@ -14,7 +14,12 @@ from torch.optim import Optimizer
 from braid_fusion.errors import TrainingDataError
 from braid_fusion.training.early_stopping import StopWatch
 from braid_fusion.training.epochs import ResumableSource
-from braid_fusion.training.identity import check_same, describe_parameters, trained_tensors
+from braid_fusion.training.identity import (
+    check_same,
+    describe_parameters,
+    describe_values,
+    trained_tensors,
+)
 from braid_fusion.training.precision import Precision
 from braid_fusion.training.random_state import random_state, set_random_state
 from braid_fusion.training.record import Evaluation
@@ -97,7 +102,11 @@ class TrainingState:
         """What all workers of a run have in common, as plain values: settings, parameters, the source of batches and
         its position."""
         source = self._source.state_dict() if isinstance(self._source, ResumableSource) else None
-        return {"settings": self._settings, "parameters": describe_parameters(self._module), "source": source}
+        return {
+            "settings": self._settings,
+            "parameters": describe_parameters(self._module),
+            "source": describe_values(source),
+        }
 
     def content(self, mark: Mark | None = None) -> dict[str, Any]:
         """For a checkpoint: tensors and plain values.

@@ -44,7 +44,7 @@ class Batches:
             yield torch.randn(self.number % 4, 3, generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken_by_all": self.taken * self.num_workers}
+        return {"taken_by_all": self.taken * self.num_workers, "order": torch.arange(3)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = state["taken_by_all"] // self.num_workers

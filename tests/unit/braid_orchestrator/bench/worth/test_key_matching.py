@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -23,6 +24,9 @@ from braid_orchestrator.training.ports import TrainingShard
 @pytest.fixture(params=VARIANTS)
 def contest(request: pytest.FixtureRequest) -> KeyContest:
     recipe = VARIANTS[request.param].quick().recipe
+    # Nobody has trained the partner here: what it knows of a key is faint.
+    parents = replace(recipe.parents, width=64, mlp_width=128)
+    recipe = replace(recipe, parents=parents, training=replace(recipe.training, fusion_width=32, dropout=0.0))
     models = [make_parent(who, recipe.parents, 0).eval() for who in (TABLE, CALCULATOR)]
     return KeyContest(KeyTasks(recipe.keys, 0), *models, recipe.parents, recipe.training)
 
