@@ -84,7 +84,7 @@ class PlainModels:
         return [self.decode(index, prompt, num_tokens) for index in self._models]
 
 
-class GuidePair:
+class RereadingPair:
     """The pair as it is run most simply: every model over the whole text again for every token, all hidden
     states kept, logits averaged."""
 

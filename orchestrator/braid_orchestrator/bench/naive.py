@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
 
-from braid_orchestrator.bench.baselines import GuidePair
+from braid_orchestrator.bench.baselines import RereadingPair
 from braid_orchestrator.bench.braids import EngineHost, ShardHost, Variant
 from braid_orchestrator.bench.interleaving import interleave, median_ratio
 from braid_orchestrator.bench.machine import describe_machine, usable_cores
@@ -59,7 +59,7 @@ def run_naive(options: NaiveOptions, progress: Progress = lambda what, done, tot
             crew.hire(f"shard {name}", ShardHost, index, size, targets[name])
             for index, name in enumerate(NAMES)
         ]
-        naive = crew.hire("everything again", GuidePair, size, cores)
+        naive = crew.hire("everything again", RereadingPair, size, cores)
         braid = crew.hire("braid in one process", EngineHost, {"local": local}, size, {}, {})
         ready = 0
 

@@ -241,38 +241,26 @@ def test_training_alone_never_rests() -> None:
     assert clock.now_s == 5.0
 
 
-def test_a_rest_ends_when_nobody_is_served_any_more() -> None:
+@pytest.mark.parametrize(
+    ("pauses_s", "until_s"),
+    [((), SERVED_LATELY_S), ((4.0,), PAUSES * 4.0), ((LONGEST_PAUSE_S + 1.0,), SERVED_LATELY_S)],
+    ids=["served once", "after a pause, for a few of them", "after one too long to count"],
+)
+def test_a_rest_ends_when_nobody_is_served_any_more(pauses_s: tuple[float, ...], until_s: float) -> None:
     clock = Clock()
     lock = ComputeLock(clock)
     turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
     with lock:
         pass
+    for pause_s in pauses_s:
+        clock.pass_s(pause_s)
+        with lock:
+            pass
     with turns.turn(0.01):
         clock.pass_s(0.5)  # owes a rest of 49.5 s
     with turns.turn(0.01):
         pass
-    assert clock.now_s == pytest.approx(SERVED_LATELY_S, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("pause_s", "until_s"), [(4.0, PAUSES * 4.0), (LONGEST_PAUSE_S + 1.0, SERVED_LATELY_S)]
-)
-def test_after_long_pauses_a_rest_goes_on_for_a_few_of_them_and_no_longer(
-    pause_s: float, until_s: float
-) -> None:
-    clock = Clock()
-    lock = ComputeLock(clock)
-    turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
-    with lock:
-        pass
-    clock.pass_s(pause_s)
-    with lock:
-        pass
-    with turns.turn(0.01):
-        clock.pass_s(0.9)  # owes a rest of 89.1 s
-    with turns.turn(0.01):
-        pass
-    assert clock.now_s == pytest.approx(pause_s + until_s, abs=0.05)
+    assert clock.now_s == pytest.approx(sum(pauses_s) + until_s, abs=0.05)
 
 
 def test_a_turn_that_fails_leaves_the_lock() -> None:
