@@ -53,7 +53,7 @@ class SpanForward:
         hidden_TD = self._given if hidden_TD is None else self._checked(hidden_TD)
         self._refuse_if_done()
         self._given = None
-        with self._model.lock:
+        with self._model.lock.serving():
             return self._run.finish(hidden_TD)
 
     def _advance(self, layer: int, hidden_TD: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class SpanForward:
                 f"layer: got {layer}, expected one of [{self._run.layer}, {self._model.num_layers}); "
                 "finish() runs the last span"
             )
-        with self._model.lock:
+        with self._model.lock.serving():
             self._given = self._run.advance(layer, hidden_TD)
         return self._given
 

@@ -83,7 +83,7 @@ class ShardStream:
         ContextLengthError, CacheFullError.
         """
         asked_s = time.perf_counter()
-        with self._lock, torch.inference_mode():
+        with self._lock.serving(), torch.inference_mode():
             started_s = time.perf_counter()
             self._refuse_misuse()
             self._pool.evict_idle()

@@ -41,7 +41,6 @@ class ComputeLock:
         self._serving_until_s = -float("inf")
 
     def __enter__(self) -> None:
-        asked_s = self._clock()
         if not self._lock.acquire(blocking=False):
             with self._counting:
                 self._num_waiting += 1
@@ -50,27 +49,36 @@ class ComputeLock:
             finally:
                 with self._counting:
                     self._num_waiting -= 1
-        pause_s = max(0.0, asked_s - self._last_left_s)
-        self._pause_s = pause_s if pause_s <= LONGEST_PAUSE_S else 0.0
-        self._serves = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._last_left_s = self._clock()
-        # Steps come unevenly: behind a short pause, what a longer one has said still holds.
-        until_s = self._last_left_s + max(SERVED_LATELY_S, PAUSES * self._pause_s)
-        self._serving_until_s = max(self._serving_until_s, until_s)
-        self._serves = False
         self._lock.release()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The same for a computation that serves somebody, after which training keeps to its share for a while."""
+        asked_s = self._clock()
+        with self:
+            pause_s = max(0.0, asked_s - self._last_left_s)
+            self._pause_s = pause_s if pause_s <= LONGEST_PAUSE_S else 0.0
+            self._serves = True
+            try:
+                yield
+            finally:
+                self._last_left_s = self._clock()
+                # Steps come unevenly: behind a short pause, what a longer one has said still holds.
+                until_s = self._last_left_s + max(SERVED_LATELY_S, PAUSES * self._pause_s)
+                self._serving_until_s = max(self._serving_until_s, until_s)
+                self._serves = False
 
     def locked(self) -> bool:
         """Whether somebody holds it."""
         return self._lock.locked()
 
     def is_serving(self, moment_s: float) -> bool:
-        """Whether anyone but the background holds it, waits for it, or has left it lately as seen from that moment:
-        so lately that, by the pauses between those who came, the next one may be on the way."""
+        """Whether anyone is served with it, waits for it, or was served lately as seen from that moment: so lately
+        that, by the pauses between those who were, the next one may be on the way."""
         return self._serves or self._num_waiting > 0 or self._serving_until_s > moment_s
 
     @contextmanager

@@ -37,10 +37,10 @@ def test_whoever_is_served_goes_before_training_that_came_first() -> None:
 
     def serve() -> None:
         waiting[1].set()
-        with lock:
+        with lock.serving():
             order.append("serving")
 
-    with lock:
+    with lock.serving():
         first = threading.Thread(target=train)
         first.start()
         waiting[0].wait(WAIT_S)
@@ -64,7 +64,7 @@ def test_nobody_holds_it_together_with_another() -> None:
 
     def serve() -> None:
         for _ in range(200):
-            with lock:
+            with lock.serving():
                 enter()
 
     def train() -> None:
@@ -87,18 +87,18 @@ def test_training_takes_no_more_than_its_share_of_the_time_while_somebody_is_ser
 
     def sleep(seconds: float) -> None:
         clock.pass_s(seconds)
-        with lock:  # somebody is served all the time
+        with lock.serving():  # somebody is served all the time
             pass
 
     turns = TrainingTurns(lock, clock=clock, sleep=sleep)
-    with lock:
+    with lock.serving():
         pass
     trained_s = 0.0
     for length_s in (0.3, 0.02, 1.7, 0.4, 0.4):
         with turns.turn(share):
             clock.pass_s(length_s)
         trained_s += length_s
-        with lock:
+        with lock.serving():
             pass
     with turns.turn(share):  # after the rest that the last one owes
         pass
@@ -118,7 +118,7 @@ class Served:
 
     def catch_up(self) -> None:
         while self._next_s <= self._clock.now_s:
-            with self._lock:
+            with self._lock.serving():
                 self._clock.pass_s(self._step_s)
             self._next_s = self._clock.now_s + next(self._pauses_s)
 
@@ -160,7 +160,7 @@ def test_long_turns_and_long_steps_keep_to_the_share_too(share: float) -> None:
 
     def serve() -> None:
         while not stop.is_set():
-            with lock:
+            with lock.serving():
                 time.sleep(1.0 * scale)
 
     thread = threading.Thread(target=serve)
@@ -185,7 +185,7 @@ def test_training_goes_on_where_somebody_always_waits() -> None:
 
     def serve() -> None:
         while not stop.is_set():
-            with lock:
+            with lock.serving():
                 time.sleep(0.002)
 
     threads = [threading.Thread(target=serve) for _ in range(3)]
@@ -250,17 +250,30 @@ def test_a_rest_ends_when_nobody_is_served_any_more(pauses_s: tuple[float, ...],
     clock = Clock()
     lock = ComputeLock(clock)
     turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
-    with lock:
+    with lock.serving():
         pass
     for pause_s in pauses_s:
         clock.pass_s(pause_s)
-        with lock:
+        with lock.serving():
             pass
     with turns.turn(0.01):
         clock.pass_s(0.5)  # owes a rest of 49.5 s
     with turns.turn(0.01):
         pass
     assert clock.now_s == pytest.approx(sum(pauses_s) + until_s, abs=0.05)
+
+
+def test_what_holds_the_lock_without_serving_anybody_makes_no_rests() -> None:
+    """Such as the signs of life that an idle braid gives, and the eviction of sessions."""
+    clock = Clock()
+    lock = ComputeLock(clock)
+    turns = TrainingTurns(lock, clock=clock, sleep=clock.pass_s)
+    for _ in range(20):
+        with turns.turn(0.1):
+            clock.pass_s(4.0)
+        with lock:
+            pass
+    assert clock.now_s == 80.0
 
 
 def test_a_turn_that_fails_leaves_the_lock() -> None:

@@ -308,7 +308,7 @@ def test_training_keeps_to_its_share_between_the_groups_of_a_call(way: str) -> N
 
     def sleep(seconds: float) -> None:
         now_s[0] += seconds
-        with lock:  # somebody is served all the time
+        with lock.serving():  # somebody is served all the time
             pass
 
     def work() -> None:
@@ -318,7 +318,7 @@ def test_training_keeps_to_its_share_between_the_groups_of_a_call(way: str) -> N
         lock,
         TrainingTurns(lock, clock=lambda: now_s[0], sleep=sleep),
     )
-    with lock:
+    with lock.serving():
         pass
     run_call(backend, way, work)
     # Four groups, and after each but the last a rest of three times as long.
@@ -343,3 +343,21 @@ def test_in_many_turns_a_call_waits_no_longer_where_somebody_always_waits(way: s
         graph_id = "x" if way == "backward" else "gone"
         backend.training.backward(graph_id, gradients, span(), check_wanted)
     assert now_s[0] == pytest.approx(LONGEST_WAIT_S, abs=0.2)
+
+
+def test_a_shard_serves_while_it_steps_and_not_by_what_a_braid_does_that_nobody_asks() -> None:
+    backend = backend_of(TURN_ROWS, tiny_llama(1))
+    now_s = [100.0]
+    backend.spans.lock = lock = ComputeLock(lambda: now_s[0])
+    stream = backend.stream()
+    stream.open([OpenSession("a", 4, 3)])
+    stream.close([])  # how an engine without work sees whether its shard is there
+    stream.crop("a", 0)
+    assert not lock.is_serving(now_s[0])
+    stream.step(SpanStep(1, 0, 3, True, (Segment("a", 0, 4),), torch.arange(4), (3,)))
+    assert lock.is_serving(now_s[0])
+    for _ in range(3):
+        now_s[0] += 5.0
+        stream.close([])
+        assert not lock.is_serving(now_s[0])
+    stream.end()

@@ -283,7 +283,7 @@ def test_shards_of_one_model_share_the_time_for_training() -> None:
     one.spans.training_turns = TrainingTurns(
         one.spans.lock, clock=lambda: next(ticks) / 10, sleep=naps.append
     )
-    with one.spans.lock:  # somebody is served
+    with one.spans.lock.serving():  # somebody is served
         pass
     one.training.forward(whole(one))
     assert not naps
