@@ -1,7 +1,7 @@
 """Workers that train the same module on different batches: what they tell each other. Knows no step and no schedule.
 
-All of them begin with the same parameters and take the same updates, from the sum of all gradients. So they stay the
-same, and are compared once, at the start.
+Their runs are compared once, at the start. All of them begin with the first one's parameters and take the same
+updates, from the sum of all gradients, so they stay the same.
 """
 
 from __future__ import annotations

@@ -80,14 +80,14 @@ class TrainingState:
         self.position.evaluations.append(Evaluation(step, dict(values)))
         if self.watch is None or not self.watch.note(step, values):
             return False
-        self.best = self._copy()
+        self.best = self.copy_trained()
         return True
 
     @torch.no_grad()
     def put_best_back(self) -> None:
         """Give the module the weights of the best evaluation, if there are any."""
         if self.best is not None:
-            self._put(self.best)
+            self.put_trained(self.best)
 
     def mark(self) -> Mark:
         """Where things are now; parameters and optimisers aren't copied. Raises: as `require_resumable`."""
@@ -99,8 +99,8 @@ class TrainingState:
         return Mark(self.require_resumable().state_dict(), random_state(), buffers)
 
     def description(self) -> dict[str, Any]:
-        """What all workers of a run have in common, as plain values: settings, parameters, the source of batches and
-        its position."""
+        """What all workers of a run have in common before they begin, as plain values: settings, the shapes of what
+        is trained, the source of batches and its position."""
         source = self._source.state_dict() if isinstance(self._source, ResumableSource) else None
         return {
             "settings": self._settings,
@@ -120,7 +120,7 @@ class TrainingState:
         return {
             "settings": self._settings,
             "parameters": describe_parameters(self._module),
-            "tensors": {**self._copy(), **mark.buffers},
+            "tensors": {**self.copy_trained(), **mark.buffers},
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "scale": self._precision.state_dict(),
             "source": mark.source,
@@ -138,7 +138,7 @@ class TrainingState:
         check_same("configuration", content["settings"], self._settings)
         check_same("module", content["parameters"], describe_parameters(self._module))
         self.require_resumable().load_state_dict(content["source"])
-        self._put(content["tensors"])
+        self.put_trained(content["tensors"])
         for optimiser, state in zip(self._optimisers, content["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         self._precision.load_state_dict(content["scale"])
@@ -159,13 +159,15 @@ class TrainingState:
             "load_state_dict, such as TokenWindows, for checkpoints hold its position"
         )
 
-    def _copy(self) -> dict[str, Tensor]:
+    def copy_trained(self) -> dict[str, Tensor]:
+        """What training changes, on the CPU; see `trained_tensors`."""
         return {
             name: tensor.detach().to("cpu", copy=True)
             for name, tensor in trained_tensors(self._module).items()
         }
 
     @torch.no_grad()
-    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+    def put_trained(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the module such a copy's numbers."""
         for name, tensor in trained_tensors(self._module).items():
             tensor.copy_(tensors[name])

@@ -164,12 +164,13 @@ class Trainer(Generic[BatchT]):
             self._state.restore(read_checkpoint(checkpoint))
             if is_own:
                 self._saved_step = self._state.position.step
-            if self._checkpoints is not None and self._writes:  # before the log is cut: never ahead of it
-                self._checkpoints.rewind(self._state.position.step, self._state.best)
+        self._begin_as_one()
+        if checkpoint is not None and self._checkpoints is not None and self._writes:
+            # Before the log is cut: never ahead of it.
+            self._checkpoints.rewind(self._state.position.step, self._state.best)
         resume_step = None if resume_from is None else self._state.position.step
         self._log = RunLog(self._log_path, resume_step)
         self._tensorboard = TensorBoardLog(self._tensorboard_folder, resume_step)
-        self._check_peers()
         with ExitStack() as stack:
             stack.enter_context(self._log)
             stack.enter_context(self._tensorboard)
@@ -182,12 +183,16 @@ class Trainer(Generic[BatchT]):
             self._state.put_best_back()
         return self._record()
 
-    def _check_peers(self) -> None:
-        """Raises: TrainingConfigError, at all workers, if one's run is not the first one's."""
+    def _begin_as_one(self) -> None:
+        """All workers begin with the first one's parameters. Raises: TrainingConfigError, at all of them, if one's
+        run is not the first one's."""
+        if self._peers.count == 1:
+            return
         first, *others = self._peers.from_all(self._state.description())
         for rank, other in enumerate(others, start=1):
             if found := differences(first, other, f"worker {rank}", there="worker 0 has"):
                 raise TrainingConfigError(f"workers: got different runs, expected one: {'; '.join(found)}")
+        self._state.put_trained(self._peers.from_first(self._state.copy_trained()))
 
     def _loop(self, bar: ProgressBar, wish: StopWish) -> None:
         position = self._state.position

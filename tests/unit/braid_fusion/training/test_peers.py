@@ -56,10 +56,12 @@ def train(
     num_workers: int = 1,
     peers: ProcessPeers | None = None,
     bad: tuple[int, ...] = (),
+    seed: int = 0,
     **how: Any,
 ) -> nn.Module:
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module = nn.Linear(3, 3)
+    torch.manual_seed(rank)
     batches = Batches(rank, num_workers)
 
     def loss_of(rows: Tensor) -> dict[str, Tensor]:
@@ -144,6 +146,13 @@ def test_two_workers_are_one_with_twice_the_accumulation(tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "two" / "checkpoints").iterdir()} == {
         path.name for path in (tmp_path / "alone" / "checkpoints").iterdir()
     }
+
+
+def test_workers_begin_with_the_first_ones_parameters(tmp_path: Path) -> None:
+    """Those that another processor, or a strategy that draws numbers of its own, has made otherwise."""
+    same = two_workers(tmp_path / "same")
+    assert two_workers(tmp_path / "other", own={1: {"seed": 7}}) == same
+    assert two_workers(tmp_path / "first", own={0: {"seed": 7}}) != same
 
 
 def test_workers_resume_together(tmp_path: Path) -> None:
