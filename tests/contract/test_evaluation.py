@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -38,6 +38,7 @@ from braid_orchestrator.evaluation import (
     measure_shard,
     measure_text,
 )
+from braid_orchestrator.evaluation.measuring import ShardLimit, rows_at_once
 from braid_orchestrator.evaluation.scoring import Scores, outputs_plan
 from braid_orchestrator.inprocess.whole_text import run_whole
 from braid_orchestrator.training.braid_pass import run_pass
@@ -206,17 +207,54 @@ def test_without_accuracy_no_logits_travel_and_the_bits_are_the_same(shards, bac
         torch.testing.assert_close(sums.bits_U, with_hits.sums[who].bits_U, rtol=1e-5, atol=1e-4)
 
 
+def limits_of(num_bytes: int) -> dict[str, ShardLimit]:
+    return {name: ShardLimit(message_bytes=num_bytes) for name in ("left", "right")}
+
+
 def test_how_many_windows_run_at_once_changes_nothing(shards, backends) -> None:
     stack = stack_of(backends)
     whole = measured(shards, stack)
     single = measured(shards, stack, Cut(WINDOW, max_rows=1))
     row_bytes = max(4 * (backend.card.vocab_size + backend.card.width) for backend in backends)
-    narrow = measured(shards, stack, Cut(WINDOW, max_logit_bytes=row_bytes * WINDOW))
+    narrow = measured(shards, stack, Cut(WINDOW, limits=limits_of(row_bytes * WINDOW)))
     for other in (single, narrow):
         for who, sums in whole.sums.items():
             torch.testing.assert_close(sums.bits_U, other.sums[who].bits_U, rtol=1e-5, atol=1e-4)
     with pytest.raises(FrameError, match=r"window: got 32 tokens, whose logits in shard '.*smaller windows"):
-        measured(shards, stack, Cut(WINDOW, max_logit_bytes=row_bytes * WINDOW - 1))
+        measured(shards, stack, Cut(WINDOW, limits=limits_of(row_bytes * WINDOW - 1)))
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A shard of which only the sizes are known."""
+
+    name: str
+    vocab_size: int
+    width: int = 64
+    dtype: str = "float32"
+    context_length: int = 512
+
+    @property
+    def card(self) -> Sized:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("held_bytes", "turn_rows", "window", "rows"),
+    [
+        (0, 512, 128, 512),  # of one turn: of the small shard's and the large one's
+        (0, 32, 128, 128),  # one window is taken, however large
+        (4 * (32_000 + 64) * 300, 32, 128, 300),  # of what the large one holds
+        (2**30, 32, 128, 2048),  # no more than anybody runs at once
+    ],
+)
+def test_shards_of_any_sizes_run_as_many_rows_as_each_of_them_takes(
+    held_bytes: int, turn_rows: int, window: int, rows: int
+) -> None:
+    unlike = [Sized("small", 512), Sized("large", 32_000)]
+    limit = ShardLimit(held_bytes, turn_rows, message_bytes=None)
+    cut = Cut(window, limits={shard.name: limit for shard in unlike})
+    assert rows_at_once(unlike, cut) == rows_at_once(unlike[::-1], cut) == rows
 
 
 def test_units_are_windows_or_documents_with_the_same_sums(shards, backends) -> None:

@@ -203,14 +203,14 @@ def test_what_needs_no_model_is_refused_before_any_is_loaded(config: Path, tmp_p
         assert got == code and words in err and len(err.splitlines()) == 1, (arguments, got, err)
 
 
-@pytest.mark.parametrize("training_bytes", ["40 KiB", 0])
+@pytest.mark.parametrize(("training_bytes", "turn_rows"), [("40 KiB", 32), (0, 32), (0, 1)])
 def test_mixes_are_fitted_within_what_a_shard_takes(
-    training_bytes: str | int, config: Path, tmp_path: Path
+    training_bytes: str | int, turn_rows: int, config: Path, tmp_path: Path
 ) -> None:
     """And files that can't be read are told."""
     settings = yaml.safe_load(config.read_text())
     for shard in settings["shards"]:
-        shard.update(training_bytes=training_bytes, training_turn_rows=32)
+        shard.update(training_bytes=training_bytes, training_turn_rows=turn_rows)
     config.write_text(yaml.safe_dump(settings))
     (tmp_path / "fit").mkdir()
     (tmp_path / "fit.txt").rename(tmp_path / "fit" / "fit.txt")

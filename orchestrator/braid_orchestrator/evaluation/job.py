@@ -10,7 +10,7 @@ from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.evaluation.fitting import FitOptions, Fitted, fit_readouts
 from braid_orchestrator.evaluation.intervals import Resampling
-from braid_orchestrator.evaluation.measuring import Cut, check_window, measure_text, row_bytes, rows_at_once
+from braid_orchestrator.evaluation.measuring import Cut, ShardLimit, check_window, measure_text, rows_at_once
 from braid_orchestrator.evaluation.mixes import check_forgetting
 from braid_orchestrator.evaluation.report import Report, make_report
 from braid_orchestrator.evaluation.scoring import Lineup
@@ -21,7 +21,6 @@ from braid_orchestrator.training.data import find_texts as find_texts_to_fit_on
 from braid_orchestrator.training.data.documents import Skipped
 from braid_orchestrator.training.data.origins import in_common
 from braid_orchestrator.training.data.sources import TextSource
-from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.reaching import Way
 from braid_rpc.errors import InvalidRequestError
 from braid_services.fusion.main import import_strategies
@@ -80,7 +79,8 @@ def do_evaluation(
         for line in skipped.lines():
             on_left_out(line)
         lineup = Lineup(shards, stack, {}, job.forgetting, job.accuracy)
-        cut = replace(job.cut, max_logit_bytes=_logit_bytes(job, shards, has_foreign=bool(lineup.foreign)))
+        logits_travel = not job.way.loads_here and (job.accuracy or bool(lineup.foreign))
+        cut = replace(job.cut, limits=_shard_limits(job, logits_travel=logits_travel))
         fitted = None
         if fitted_on is not None:
             fitted = _fit(job, fitted_on, lineup, cut, readers, on_progress, on_left_out)
@@ -147,12 +147,12 @@ def _find_fit(job: EvaluationJob, evaluated: Sequence[TextSource]) -> FoundTexts
     return found
 
 
-def _logit_bytes(job: EvaluationJob, shards: Sequence[TrainingShard], *, has_foreign: bool) -> int:
-    """What a span may give at once: logits within ``training_bytes``, or those of one turn."""
-    limits = [
-        max(shard.training_bytes, shard.training_turn_rows * row_bytes(reached))
-        for shard, reached in zip(job.config.shards, shards, strict=True)
-    ]
-    if not job.way.loads_here and (job.accuracy or has_foreign):
-        limits += [int(shard.max_message_bytes * _MESSAGE_SHARE) for shard in job.config.shards]
-    return min(limits)
+def _shard_limits(job: EvaluationJob, *, logits_travel: bool) -> dict[str, ShardLimit]:
+    return {
+        shard.name: ShardLimit(
+            shard.training_bytes,
+            shard.training_turn_rows,
+            int(shard.max_message_bytes * _MESSAGE_SHARE) if logits_travel else None,
+        )
+        for shard in job.config.shards
+    }

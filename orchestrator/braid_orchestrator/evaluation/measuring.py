@@ -9,7 +9,7 @@ Shapes: T packed rows, U units of a text, N tokens of a corpus.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -36,14 +36,29 @@ _ENOUGH_DOCUMENTS = 30
 
 
 @dataclass(frozen=True, slots=True)
+class ShardLimit:
+    """What a shard may give at once: states and logits of ``held_bytes``, of ``turn_rows`` rows or of one window,
+    whichever is most, and no more than of ``message_bytes`` where they travel."""
+
+    held_bytes: int = MAX_LOGIT_BYTES
+    turn_rows: int = 0
+    message_bytes: int | None = MAX_LOGIT_BYTES
+
+    def rows(self, row_bytes: int, window: int) -> int:
+        """How many rows that are."""
+        held = max(self.held_bytes // row_bytes, self.turn_rows, window)
+        return held if self.message_bytes is None else min(held, self.message_bytes // row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
-    """``window`` in tokens. At most ``max_rows`` are run at once, and no more than a shard's states and logits of
-    ``max_logit_bytes``: what a message holds, or what a shard may give. ``unit`` is what is drawn for
-    intervals; None: documents where there are many, else windows."""
+    """``window`` in tokens. At most ``max_rows`` are run at once, and no more than each shard may give by its name in
+    ``limits``, or by the usual one. ``unit`` is what is drawn for intervals; None: documents where there are many,
+    else windows."""
 
     window: int = 128
     max_rows: int = MAX_ROWS
-    max_logit_bytes: int = MAX_LOGIT_BYTES
+    limits: Mapping[str, ShardLimit] = field(default_factory=dict)
     unit: UnitKind | None = None
 
     def __post_init__(self) -> None:
@@ -187,12 +202,13 @@ def rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
     check_window(shards, cut.window)
     rows = max(cut.max_rows, cut.window)
     for shard in shards:
-        rows = min(rows, cut.max_logit_bytes // row_bytes(shard))
+        limit, of_one = cut.limits.get(shard.name, ShardLimit()), row_bytes(shard)
+        rows = min(rows, limit.rows(of_one, cut.window))
         if rows < cut.window:
             raise FrameError(
                 f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
-                f"{cut.window * row_bytes(shard)} bytes, expected at most {cut.max_logit_bytes}; take smaller "
-                "windows, or let the shards have a larger max_message_bytes and training_bytes"
+                f"{cut.window * of_one} bytes, expected at most {limit.message_bytes}; take smaller windows, or let "
+                "the shard have a larger max_message_bytes"
             )
     return rows
 
