@@ -10,12 +10,15 @@ Scalars = dict[str, list[tuple[int, float]]]
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """Of a file: length, its checksum, the bytes, their checksum."""
+    """Of a file: length, its checksum, the bytes, their checksum. One that was cut off at the end is left out."""
     data, at = path.read_bytes(), 0
-    while at < len(data):
+    while at + 8 <= len(data):
         (length,) = struct.unpack_from("<Q", data, at)
-        yield data[at + 12 : at + 12 + length]
-        at += 12 + length + 4
+        end = at + 12 + length + 4
+        if end > len(data):
+            return
+        yield data[at + 12 : end - 4]
+        at = end
 
 
 def scalars(folder: Path) -> Scalars:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ class StopWatch:
         self.without_gain = 0
 
     def note(self, step: int, values: Mapping[str, float]) -> bool:
-        """Whether this evaluation is the best so far. A figure that is not a number is no gain.
+        """Whether this evaluation is the best so far. A figure that is no finite number is no gain.
 
         Raises: TrainingConfigError if the figure isn't among the values.
         """
@@ -54,7 +55,7 @@ class StopWatch:
         self.without_gain = state["without_gain"]
 
     def _is_gain(self, value: float) -> bool:
-        if value != value:
+        if not math.isfinite(value):
             return False
         if self.best_value is None:
             return True

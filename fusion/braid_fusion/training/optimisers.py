@@ -9,7 +9,6 @@ Shapes: N matrices of one shape, (A, C) with A ≤ C after transposition.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -22,6 +21,8 @@ from braid_fusion.errors import TrainingConfigError
 
 # The quintic iteration of the source above: its slope at zero grows small singular values fastest.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Of rates and decays; with their products float32 would overflow long after all has diverged.
+_HIGHEST = 1e15
 
 
 @torch.no_grad()
@@ -131,9 +132,9 @@ class OptimiserConfig:
             value = getattr(self, name)
             if value is None and name == "matrix_learning_rate":
                 continue
-            if not 0.0 <= value < math.inf:
+            if not 0.0 <= value <= _HIGHEST:
                 raise TrainingConfigError(
-                    f"optimiser.{name}: got {value}, expected a finite number from 0 on"
+                    f"optimiser.{name}: got {value}, expected a number from 0 to {_HIGHEST:g}"
                 )
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise TrainingConfigError(f"optimiser.betas: got {self.betas}, expected two numbers in [0, 1)")

@@ -60,6 +60,7 @@ class OptimiserStep(Generic[BatchT]):
         self._clip_norm = clip_norm
         self._seed = seed
         self._peers = peers or NoPeers()
+        self._last: tuple[BatchT, int] | None = None
         self.is_updating = False
         """Whether an update has begun and not ended: after an error in one, parameters may be anything."""
 
@@ -84,6 +85,16 @@ class OptimiserStep(Generic[BatchT]):
             for parameter in self._parameters:
                 parameter.grad = None
 
+    @torch.no_grad()
+    def last_loss(self) -> float | None:
+        """Of this worker's last batch, with the parameters as they are now; None without a batch that counts."""
+        if self._last is None:
+            return None
+        batch, number = self._last
+        with batch_seed(self._seed, number):
+            losses = self._losses_of(batch)
+        return None if TOKENS in losses and not float(losses[TOKENS]) else float(losses["loss"])
+
     def _backward(self, batches: Iterator[BatchT], step: int) -> dict[str, float]:
         sums: dict[str, float] = {}
         total, unit = 0.0, 0.0
@@ -91,7 +102,9 @@ class OptimiserStep(Generic[BatchT]):
         for index in range(self._accumulate):
             number = self._number(step, index)
             with batch_seed(self._seed, number):
-                losses = self._losses(batches, f"step {step}, batch {number}")
+                batch = self._next(batches, f"step {step}, batch {number}")
+                self._last = (batch, number)
+                losses = self._losses_of(batch)
                 count = float(losses[TOKENS]) if TOKENS in losses else 1.0
                 for name in losses:
                     sums.setdefault(name, 0.0)
@@ -157,13 +170,15 @@ class OptimiserStep(Generic[BatchT]):
         all_bad = [(int(number) - 1, loss) for number, loss in bad_2N.T.tolist() if number]
         return total, 1.0, min(all_bad, default=None)
 
-    def _losses(self, batches: Iterator[BatchT], where: str) -> Mapping[str, Tensor]:
+    def _next(self, batches: Iterator[BatchT], where: str) -> BatchT:
         try:
-            batch = next(batches)
+            return next(batches)
         except StopIteration:
             raise TrainingDataError(
                 f"batches: ended before {where}, expected enough for every step"
             ) from None
+
+    def _losses_of(self, batch: BatchT) -> Mapping[str, Tensor]:
         with self._precision.autocast():
             result = self._loss_of(batch)
         return result if isinstance(result, Mapping) else {"loss": result}

@@ -13,6 +13,7 @@ its number; random generators are in checkpoints for what draws from them betwee
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -200,6 +201,7 @@ class Trainer(Generic[BatchT]):
         batches = iter(self._batches)
         self.module.train()
         if position.step and self._evaluate_if_due():  # where the run was ended by its failing
+            self._check_end()
             self._save()  # else it stood in the log twice if this run was killed soon
         while position.stopped_by is None and not self._peers.from_first(wish.asked or self._stop_wanted()):
             # The first step isn't at the very beginning, where a warm-up has nothing, and an only one not at the end.
@@ -212,6 +214,7 @@ class Trainer(Generic[BatchT]):
             self._advance(figures["loss"], self._peers.from_first(self._clock() - start))
             self._write_log(factor, figures)
             self._evaluate_if_due()
+            self._check_end()
             progress = Progress(position.step, position.fraction, position.loss, position.seconds)
             bar.show(progress)
             if self._on_progress is not None:
@@ -270,13 +273,33 @@ class Trainer(Generic[BatchT]):
             position.stopped_by = "early_stopping"
         return True
 
+    def _check_end(self) -> None:
+        """Raises: TrainingDivergedError if the run has ended, and its last update, behind which there is no step that
+        would tell, broke the weights that it ends with."""
+        position, stopping = self._state.position, self.config.early_stopping
+        if position.stopped_by is None or (stopping and stopping.put_back and self._state.best is not None):
+            return
+        name = "loss" if stopping is None else stopping.figure
+        value = position.evaluations[-1].values.get(name) if position.evaluations else None
+        if value is None:
+            with self._kept_at_an_error(None), self._evaluating():
+                value = self._peers.from_first(self._step.last_loss())
+        if value is not None and not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"{name}: got {value} after the last step, {position.step - 1}, expected a finite number"
+            )
+
     def _values(self) -> dict[str, float]:
         if self._evaluate is None:
             return {}
+        with self._evaluating(), torch.no_grad(), self._precision.autocast():
+            return {name: float(value) for name, value in self._evaluate().items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         self.module.eval()
         try:
-            with torch.no_grad(), self._precision.autocast():
-                return {name: float(value) for name, value in self._evaluate().items()}
+            yield
         finally:
             self.module.train()
 

@@ -37,7 +37,7 @@ def publish_version(weights: Path, target: str, name: str = "") -> PublishedVers
     Args:
         weights: the version's folder.
         target: a running braid as ``http://host:port``, or a fusion service as ``host:port`` or ``unix:/path``.
-        name: of the version there; empty: the service picks one, for the same weights always the same.
+        name: of the version there; empty: the service picks one, for the same card and weights always the same.
 
     Raises: BraidError, as the service answered; UnavailableError.
     """

@@ -109,7 +109,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({name: bad}, f"optimiser.{name}: got {bad}, expected a finite number from 0 on")
+        ({name: bad}, f"optimiser.{name}: got {bad}, expected a number from 0 to 1e+15")
         for name in ("learning_rate", "weight_decay", "matrix_learning_rate", "matrix_weight_decay")
         for bad in (NAN, INF, -1.0)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import warnings
 from importlib.util import find_spec
@@ -86,6 +87,24 @@ def test_tensorboard_itself_shows_the_same(tmp_path: Path) -> None:
         tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]
     }
     assert shown == logged(tmp_path / "log.jsonl")
+
+
+@needs_writer
+def test_a_full_disk_ends_the_run_at_once(tmp_path: Path) -> None:
+    """The library's own writer would let the run wait for ever."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    steps: list[int] = []
+    trainer = tiny_trainer(
+        None, tensorboard=tmp_path, max_steps=200, on_progress=lambda p: steps.append(p.step)
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown = [step for step, _ in scalars(tmp_path)["training/loss"]]
+    assert 0 < len(steps) < 200 and shown[: len(steps)] == steps
 
 
 def test_without_the_library_it_is_refused_before_the_run(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from braid_fusion.errors import TrainingConfigError
 from braid_fusion.training import (
+    EarlyStopping,
     OptimiserConfig,
     Progress,
     ScheduleConfig,
@@ -21,6 +22,7 @@ from braid_fusion.training import (
     TrainerConfig,
     TrainingDivergedError,
 )
+from braid_fusion.training.checkpoint import steps_in
 
 
 class Line(nn.Module):
@@ -40,6 +42,19 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         inputs = torch.randn(32, 3, generator=generator)
         yield inputs, inputs @ torch.tensor([1.0, -2.0, 0.5]) + 3.0
+
+
+class SameBatches:
+    """The first of them again and again."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat(next(batches()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def config(**values: object) -> TrainerConfig:
@@ -138,6 +153,49 @@ def test_a_diverged_loss_is_an_error_that_says_where() -> None:
     with pytest.raises(TrainingDivergedError, match="step 3"):
         Trainer(model, loss, batches(), config()).run()
     assert model.map.weight.isfinite().all()  # the bad step was not taken
+
+
+def broken_by_its_last_update(folder: Path | None = None, **options: Any) -> Trainer[tuple[Tensor, Tensor]]:
+    model, stopping = Line(), options.pop("early_stopping", None)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, Tensor]:
+        return {"loss": model.loss(next(batches()))}
+
+    trainer = Trainer(
+        model,
+        model.loss,
+        SameBatches(),
+        config(max_steps=5, checkpoint_every=1, early_stopping=stopping, **options.pop("config", {})),
+        evaluate=evaluate if options.pop("evaluates") else None,
+        checkpoint_folder=folder,
+    )
+
+    def spoil(*_: object) -> None:
+        if trainer._state.position.step == 4:
+            with torch.no_grad():
+                model.map.weight.fill_(1e30)
+
+    trainer._optimisers[0].register_step_post_hook(spoil)
+    return trainer
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_a_run_that_its_last_update_breaks_is_no_success(tmp_path: Path, evaluates: bool) -> None:
+    told = "^loss: got (inf|nan) after the last step, 4, expected a finite number$"
+    with pytest.raises(TrainingDivergedError, match=told):
+        broken_by_its_last_update(tmp_path, evaluates=evaluates).run()
+    assert max(step for step, _ in steps_in(tmp_path)) == 4
+    with pytest.raises(TrainingDivergedError, match=told):
+        broken_by_its_last_update(tmp_path, evaluates=evaluates).run(resume_from=tmp_path)
+
+
+def test_with_a_good_evaluation_to_go_back_to_it_is() -> None:
+    trainer = broken_by_its_last_update(
+        evaluates=True, early_stopping=EarlyStopping(None), config={"evaluate_every": 2}
+    )
+    record = trainer.run()
+    assert record.best_step == 4 and trainer.module.map.weight.abs().max() < 10.0
 
 
 def test_evaluations_run_without_gradients_in_evaluation_mode() -> None:
