@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from strict_parsing import parse_strictly
 
 from braid_orchestrator.evaluation import (
     BRAID,
@@ -86,6 +89,14 @@ def test_a_unit_without_tokens_tells_nothing() -> None:
         one.tokens_U[1] = one.bits_U[1] = one.bytes_U[1] = 0.0
     (text,) = make_report([MeasuredText("text", "window", 1, rows)], Resampling(10)).texts
     assert text.num_units == 1 and text.rows[0].bits_per_byte.low is None
+
+
+def test_a_figure_that_is_not_finite_is_null_in_json() -> None:
+    rows = {A: sums(20.0, math.inf), BRAID: sums(18.0, 27.0)}
+    plain = make_report([MeasuredText("text", "window", 1, rows)], Resampling(10)).to_dict()
+    shard, braid = parse_strictly(json.dumps(plain))["texts"][0]["rows"]
+    assert shard["bits_per_byte"]["value"] is None and braid["bits_per_byte"]["value"] == pytest.approx(2.25)
+    assert braid["to_best_shard"]["relative"]["value"] is None
 
 
 def test_a_table_fits_a_terminal_and_marks_the_bound() -> None:
