@@ -67,17 +67,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises: TrainingError, naming the line, if another isn't a log's.
     """
     lines: list[dict[str, Any]] = []
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, text in enumerate(texts, start=1):
+    rows = path.read_bytes().splitlines(keepends=True)
+    for number, row in enumerate(rows, start=1):
         try:
-            line = json.loads(text)
+            line = json.loads(row.decode("utf-8"))
             if not isinstance(line["step"], int):
                 raise TypeError("step is no whole number")
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(texts) and not text.endswith("\n"):
+            if number == len(rows) and not row.endswith(b"\n"):
                 break
             raise TrainingError(
-                f'{path}:{number}: got {text[:60]!r}, expected a JSON object with "step"'
+                f'{path}:{number}: got {row.decode("utf-8", "replace")[:60]!r}, expected a JSON object with "step"'
             ) from error
         lines.append(line)
     return lines

@@ -45,6 +45,15 @@ def test_a_log_that_is_none_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == text
 
 
+def test_a_line_that_is_not_utf_8_is_named_unless_it_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xff"}\n{"step": 3}\n')
+    with pytest.raises(TrainingError, match=r"log\.jsonl:2: got '\{\"step\": 2, .*expected a JSON object"):
+        read_log(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xc3')
+    assert read_log(path) == [{"step": 1}]
+
+
 def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with RunLog(path) as log:
