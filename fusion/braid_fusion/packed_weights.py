@@ -22,6 +22,7 @@ from braid_fusion.differences import differences
 from braid_fusion.errors import CorruptWeights, WeightMismatch
 from braid_fusion.plan import BraidPlan
 from braid_fusion.stack import FusionStack
+from braid_fusion.strict_json import dump_json
 from braid_fusion.tensor_match import check_same_tensors
 
 CARD_FORMAT = 1
@@ -48,7 +49,8 @@ class WeightCard:
 
 
 def pack_stack(stack: FusionStack, training_record: Mapping[str, Any] | None = None) -> PackedWeights:
-    """A stack as it is now. ``training_record`` is anything that JSON can hold."""
+    """A stack as it is now. ``training_record`` is anything that JSON can hold; figures that are not finite are null
+    in the card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stack.state_dict().items()}
     data = dump_tensors(tensors)
     plan = stack.plan
@@ -64,7 +66,7 @@ def pack_stack(stack: FusionStack, training_record: Mapping[str, Any] | None = N
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "training": dict(training_record or {}),
     }
-    return PackedWeights(json.dumps(raw, indent=2, sort_keys=True) + "\n", data)
+    return PackedWeights(dump_json(raw, indent=2, sort_keys=True) + "\n", data)
 
 
 def parse_card(version: str, text: str, where: str) -> WeightCard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from braids import shake
 from programs import eventually
 from redis_server import RedisServer
+from strict_parsing import parse_strictly
 from typer.testing import CliRunner
 
 from braid_fusion.stack import FusionStack
@@ -20,6 +22,8 @@ from braid_fusion.weights import CARD_FILE, WEIGHTS_FILE, save_stack
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.cli.main import app
 from braid_orchestrator.config.schema import load_braid_config
+from braid_orchestrator.evaluation import Estimate, Report, TextReport
+from braid_orchestrator.evaluation.report import Figures
 from braid_orchestrator.state.fusion_version import FusionVersion
 from braid_orchestrator.state.fusion_weights import FusionWeights
 from braid_orchestrator.state.lease import Lease, shard_record
@@ -97,6 +101,25 @@ def test_all_that_was_asked_for_is_told(config: Path, tmp_path: Path) -> None:
     ):
         assert words in said
     assert (tmp_path / "out" / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_that_are_not_finite_are_null_in_json(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tuple(
+        Figures(name, kind, Estimate(figure, figure, figure), None, 4, None, None)
+        for name, kind, figure in (("left", "shard", math.inf), ("braid", "braid", math.nan))
+    )
+    found = Report((TextReport("one", 1, 1, "window", 10, "left", rows),))
+    monkeypatch.setattr("braid_orchestrator.evaluation.job.do_evaluation", lambda *_, **__: found)
+    told = []
+    for place in ("-", tmp_path / "f.json"):
+        code, out, err = run(config, "--text", tmp_path / "one.txt", "--json", place)
+        assert code == 0, err
+        told.append(parse_strictly(out if place == "-" else (tmp_path / "f.json").read_text()))
+    assert told[0] == told[1]
+    for row in told[0]["texts"][0]["rows"]:
+        assert row["bits_per_byte"] == {"value": None, "low": None, "high": None}
 
 
 def test_shards_as_services_give_the_same_figures(config: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import yaml
 from braids import braid_config, two_backends
 from programs import Program
 from served import served
+from strict_parsing import parse_strictly
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
@@ -195,6 +197,22 @@ def test_ctrl_c_and_resume_give_the_curve_of_a_run_that_was_never_ended(config: 
     assert weights[0] == weights[1]
 
 
+def test_figures_that_are_not_finite_are_null_in_all_that_is_written(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"loss": math.nan, "other": -math.inf}
+    monkeypatch.setattr("braid_orchestrator.training.run.evaluate", lambda *_: figures)
+    into = ("--into", tmp_path / "run", "--held-out-share", "0.2", "--steps", "1")
+    code, out, err = run(config, *into, "--json")
+    assert code == 0, err
+    told = parse_strictly(out)
+    assert told["held_out"] == {"loss": None, "other": None} and told["record"]["final_loss"] > 0
+    lines = [parse_strictly(line) for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
+    assert {"step": 1, "evaluation": {"loss": None, "other": None}} in lines
+    card = parse_strictly((tmp_path / "run" / "weights" / "trained" / "card.json").read_text())
+    assert card["training"]["evaluations"] == [{"step": 1, "values": {"loss": None, "other": None}}]
+
+
 def _stopped_at_once(*given: Any, **options: Any) -> Any:
     return train_braid(*given, **{**options, "stop_wanted": lambda: True})
 
@@ -208,7 +226,7 @@ def test_ctrl_c_before_the_first_step_says_so(
         code, _, err = run(config, *into)
         assert code == 0 and "interrupted before the first step" in err and "--resume" not in err
         code, out, err = run(config, *into, "--json")
-        assert code == 0 and json.loads(out)["record"]["final_loss"] is None
+        assert code == 0 and parse_strictly(out)["record"]["final_loss"] is None
     code, _, err = run(config, *into, "--resume")
     assert code == 2 and "no run here to go on with" in err
     code, _, err = run(config, *into, "--steps", "1")

@@ -1,6 +1,7 @@
 """The log of a run: one JSON object per line, in a file and in memory. Knows not what the figures mean.
 
-Lines have "step"; those of evaluations have "evaluation" besides, others the figures of the step.
+Lines have "step"; those of evaluations have "evaluation" besides, others the figures of the step. A figure that is
+not finite is None, null in the file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from braid_fusion.errors import TrainingError
+from braid_fusion.strict_json import dump_json
 from braid_fusion.whole_file import write_whole
 
 
@@ -35,7 +37,7 @@ class RunLog:
         if self._path is not None:
             if self._resume_step is not None and self._path.is_file():
                 self.lines = [line for line in read_log(self._path) if line["step"] <= self._resume_step]
-            write_whole(self._path, *(json.dumps(line).encode() + b"\n" for line in self.lines))
+            write_whole(self._path, *(dump_json(line).encode() + b"\n" for line in self.lines))
             self._file = self._path.open("a", encoding="utf-8")
         return self
 
@@ -47,9 +49,10 @@ class RunLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line; it has "step"."""
-        self.lines.append(dict(line))
+        text = dump_json(line)
+        self.lines.append(json.loads(text))
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(text + "\n")
             self._file.flush()
 
     def sync(self) -> None:
@@ -64,17 +67,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises: TrainingError, naming the line, if another isn't a log's.
     """
     lines: list[dict[str, Any]] = []
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, text in enumerate(texts, start=1):
+    rows = path.read_bytes().splitlines(keepends=True)
+    for number, row in enumerate(rows, start=1):
         try:
-            line = json.loads(text)
+            line = json.loads(row.decode("utf-8"))
             if not isinstance(line["step"], int):
                 raise TypeError("step is no whole number")
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(texts) and not text.endswith("\n"):
+            if number == len(rows) and not row.endswith(b"\n"):
                 break
             raise TrainingError(
-                f'{path}:{number}: got {text[:60]!r}, expected a JSON object with "step"'
+                f'{path}:{number}: got {row.decode("utf-8", "replace")[:60]!r}, expected a JSON object with "step"'
             ) from error
         lines.append(line)
     return lines

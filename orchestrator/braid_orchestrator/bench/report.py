@@ -5,6 +5,7 @@ Knows nothing of what is measured.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,10 @@ class Report:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Report:
-        """Raises: InvalidRequestError for an object that is no report."""
+        """JSON has no NaN: a target without a value is one whose value isn't a number.
+
+        Raises: InvalidRequestError for an object that is no report.
+        """
         try:
             return cls(
                 benchmark=str(value["benchmark"]),
@@ -108,7 +112,7 @@ class Report:
                     for t in value["tables"]
                 ),
                 targets=tuple(
-                    Target(t["name"], t["value"], t["limit"], t["relation"], t["unit"])
+                    Target(t["name"], _number(t["value"]), _number(t["limit"]), t["relation"], t["unit"])
                     for t in value["targets"]
                 ),
                 raw=value["raw"],
@@ -185,6 +189,10 @@ def format_cell(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.1f}" if abs(cell) >= 10 else f"{cell:.2f}"
     return str(cell)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _with_unit(value: float, unit: str) -> str:

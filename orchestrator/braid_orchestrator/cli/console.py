@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from braid_fusion.strict_json import dump_json
 from braid_rpc.errors import BraidError, InvalidRequestError, NotFoundError
 
 out = Console()
@@ -24,8 +24,8 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout, for programs to read."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """One JSON object on stdout, for programs to read; null for figures that are not finite."""
+    sys.stdout.write(dump_json(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def tell_left_out(line: str) -> None:

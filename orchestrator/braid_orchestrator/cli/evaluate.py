@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from braid_fusion.strict_json import dump_json
 from braid_orchestrator.cli.benching import progress_bar
 from braid_orchestrator.cli.console import interruption_told, out, print_json, tell_left_out
 from braid_orchestrator.cli.options import MAX_SEED, ConfigOption, StateOption
@@ -168,8 +169,6 @@ def _check_places(json: str | None, png: Path | None) -> None:
 
 def _tell(report: Report, json: str | None, png: Path | None) -> None:
     """The table first: files may turn out not to be writable all the same."""
-    from json import dumps
-
     from braid_orchestrator.evaluation.plot import plot_report
     from braid_orchestrator.evaluation.table import report_table
     from braid_rpc.errors import StorageError
@@ -182,7 +181,9 @@ def _tell(report: Report, json: str | None, png: Path | None) -> None:
         if json not in (None, "-"):
             path = Path(str(json))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            path.write_text(
+                dump_json(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            )
         if png is not None:
             plot_report(report, png)
     except OSError as error:

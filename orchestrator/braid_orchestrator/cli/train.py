@@ -192,8 +192,7 @@ def train(
                     "published": None if published is None else asdict(published),
                     "weights": None if outcome.weights is None else str(outcome.weights),
                     "held_out": outcome.held_out,
-                    # Before the first step there is no loss, and JSON has no NaN.
-                    "record": asdict(outcome.record) | ({} if outcome.record.steps else {"final_loss": None}),
+                    "record": asdict(outcome.record),
                 }
             )
     if published is not None and not json:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from braid_fusion.strict_json import dump_json
 from braid_orchestrator.evaluation.intervals import Estimate, Resampling
 from braid_orchestrator.evaluation.measuring import MeasuredText
 from braid_orchestrator.evaluation.scoring import BRAID, Kind, Predictor
@@ -72,8 +73,8 @@ class Report:
     fit: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Plain values for JSON; None for figures that are not finite."""
+        plain: dict[str, Any] = json.loads(dump_json(asdict(self)))
         return plain
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
+from strict_parsing import parse_strictly
 from training_runs import tiny_trainer
 
 from braid_fusion.errors import TrainingError
@@ -43,11 +45,38 @@ def test_a_log_that_is_none_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == text
 
 
+def test_a_line_that_is_not_utf_8_is_named_unless_it_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xff"}\n{"step": 3}\n')
+    with pytest.raises(TrainingError, match=r"log\.jsonl:2: got '\{\"step\": 2, .*expected a JSON object"):
+        read_log(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xc3')
+    assert read_log(path) == [{"step": 1}]
+
+
 def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with RunLog(path) as log:
         log.write({"step": 1})
         assert read_log(path) == [{"step": 1}]
+
+
+def test_a_figure_that_is_not_finite_is_null_and_a_gap_in_the_picture(tmp_path: Path) -> None:
+    path, picture = tmp_path / "log.jsonl", tmp_path / "picture.png"
+    path.write_text('{"step": 1, "loss": Infinity}\n')  # as earlier versions wrote it
+    step = {"smoothed_loss": 1.0, "learning_rate": 0.1}
+    with RunLog(path, resume_step=1) as log:
+        for number, figure in enumerate((math.nan, 1.0, -math.inf), start=2):
+            log.write({"step": number, "loss": figure, **step})
+            log.write({"step": number, "evaluation": {"loss": figure}})
+    lines = [parse_strictly(line) for line in path.read_text().splitlines()]
+    assert lines == read_log(path) and log.lines[1:] == lines[1:]
+    assert [line["loss"] for line in lines if "loss" in line] == [None, None, 1.0, None]
+    assert [line["evaluation"]["loss"] for line in lines if "evaluation" in line] == [None, 1.0, None]
+    for drawn in (lines[1:], [line for line in lines[1:] if line["step"] == 2]):
+        picture.unlink(missing_ok=True)
+        plot_training(drawn, picture)
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_is_drawn_of_a_runs_log(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from strict_parsing import parse_strictly
 
+from braid_fusion.strict_json import dump_json
 from braid_orchestrator.bench.report import Report, Table, Target, format_cell, replace_section
 from braid_rpc.errors import InvalidRequestError
 
@@ -44,6 +47,15 @@ def test_json_carries_the_whole_report() -> None:
     assert [target["met"] for target in value["targets"]] == [False, True]
     assert value["raw"] == {"ms": [1.0, 2.0]}
     assert Report.from_dict(value) == REPORT
+
+
+def test_json_has_null_for_what_is_no_number_and_the_target_is_still_not_met() -> None:
+    target = Target("x", math.nan, 1.0)
+    printed = dump_json(replace(REPORT, targets=(target,), raw={"ms": [math.inf]}).to_dict())
+    value = parse_strictly(printed)
+    assert value["targets"][0]["value"] is None and value["raw"] == {"ms": [None]}
+    again = Report.from_dict(value)
+    assert not again.targets[0].met and "| x | nan | ≤ 1.00 | no |" in again.to_markdown()
 
 
 @pytest.mark.parametrize(

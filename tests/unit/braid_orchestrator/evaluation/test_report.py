@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from strict_parsing import parse_strictly
 
 from braid_orchestrator.evaluation import (
     BRAID,
@@ -29,14 +35,36 @@ def sums(*bits: float, hits: bool = True) -> UnitSums:
     return UnitSums(torch.tensor(bits, dtype=torch.float64), 10 * ones, 4 * ones, ones if hits else None)
 
 
-def report(*, hits: bool = True, units: int = 3) -> Report:
+def report(*, hits: bool = True, units: int = 3, names: Sequence[str] = ("text",)) -> Report:
     rows = {
         A: sums(*[20.0, 30.0, 40.0][:units], hits=hits),
         B: sums(*[30.0, 40.0, 50.0][:units], hits=hits),
         BRAID: sums(*[18.0, 27.0, 36.0][:units], hits=hits),
         ORACLE: sums(*[10.0, 15.0, 20.0][:units], hits=hits),
     }
-    return make_report([MeasuredText("text", "window", 1, rows)], Resampling(100))
+    return make_report([MeasuredText(name, "window", 1, rows) for name in names], Resampling(100))
+
+
+def printed(shown: Report, width: int) -> str:
+    console = Console(width=width, record=True, force_terminal=False, file=io.StringIO())
+    console.print(report_table(shown))
+    return console.export_text()
+
+
+def figures_of(text: dict[str, Any]) -> Iterator[list[str]]:
+    """What the table has to say of each row of the report's JSON."""
+
+    def shown(figure: dict[str, float], scale: float, form: str) -> str:
+        half = scale * (figure["high"] - figure["low"]) / 2
+        return f"{scale * figure['value']:{form}} ±{half:{form.lstrip('+')}}"
+
+    for row in text["rows"]:
+        differences = [row[name]["relative"] for name in ("to_best_shard", "to_braid") if row[name]]
+        yield [
+            shown(row["bits_per_byte"], 1.0, ".3f"),
+            *(f"{shown(difference, 100.0, '+.1f')}%" for difference in differences),
+            f"{shown(row['accuracy'], 100.0, '.1f')}%",
+        ]
 
 
 def test_differences_are_to_the_best_shard_and_to_the_braid() -> None:
@@ -63,17 +91,53 @@ def test_a_unit_without_tokens_tells_nothing() -> None:
     assert text.num_units == 1 and text.rows[0].bits_per_byte.low is None
 
 
+def test_a_figure_that_is_not_finite_is_null_in_json() -> None:
+    rows = {A: sums(20.0, math.inf), BRAID: sums(18.0, 27.0)}
+    plain = make_report([MeasuredText("text", "window", 1, rows)], Resampling(10)).to_dict()
+    shard, braid = parse_strictly(json.dumps(plain))["texts"][0]["rows"]
+    assert shard["bits_per_byte"]["value"] is None and braid["bits_per_byte"]["value"] == pytest.approx(2.25)
+    assert braid["to_best_shard"]["relative"]["value"] is None
+
+
 def test_a_table_fits_a_terminal_and_marks_the_bound() -> None:
-    console = Console(width=80, record=True, force_terminal=False)
-    console.print(report_table(report()))
-    shown = console.export_text()
+    shown = printed(report(), 80)
     assert (
         "oracle (bound)" in shown and "2.700 ±" in shown and "-10.0 ±0.0%" in shown and "25.0 ±0.0%" in shown
     )
     assert "…" not in shown
-    console.print(report_table(report(hits=False, units=1)))
-    shown = console.export_text()
+    shown = printed(report(hits=False, units=1), 80)
     assert "accuracy" not in shown and "±0" not in shown and "1 window" in shown
+
+
+LONG_NAMES = [
+    f"/srv/data/held-out/{'of-some-years/' * 3}{name}-2024.txt" for name in ("code", "prose", "x" * 60)
+]
+
+
+def test_a_long_name_leaves_the_figures_whole() -> None:
+    assert all(len(name) >= 70 for name in LONG_NAMES)
+    found = report(names=LONG_NAMES)
+    shown = printed(found, 80)
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert all(name in shown for name in LONG_NAMES[:2]) and LONG_NAMES[2] in "".join(shown.split())
+    rows = [
+        line.split() for line in shown.splitlines() if "±" in line and "%" in line and "bootstrap" not in line
+    ]
+    expected = [figures for text in found.to_dict()["texts"] for figures in figures_of(text)]
+    assert len(expected) == 4 * 4
+    for cells, figures in zip(rows, expected, strict=True):
+        assert " ".join(cells).endswith(" ".join(figures))
+
+
+def test_where_figures_have_no_room_they_are_wrapped_at_their_intervals() -> None:
+    found = report(names=LONG_NAMES)
+    shown = printed(found, 48)
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 48
+    for text in found.to_dict()["texts"]:
+        for figures in figures_of(text):
+            assert set(" ".join(figures).split()) <= set(shown.split())
+    narrowest = "".join(printed(found, 24).split())
+    assert "…" not in narrowest and narrowest.count("±") == shown.count("±")
 
 
 def test_the_oracle_is_explained_where_it_is_shown() -> None:
