@@ -14,12 +14,14 @@ import yaml
 from braids import braid_config, two_backends
 from programs import Program
 from served import served
+from training_shards import served_here
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
 from braid_fusion.weights import read_card
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.cli.main import app
+from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import FusionConfig
 from braid_orchestrator.training.run import LOG_FILE, train_braid
 from braid_rpc.fusion_client import FusionClient
@@ -144,6 +146,28 @@ def test_who_serves_another_braid_is_told_before_any_text_is_read(
             (line,) = err.splitlines()
             assert code == 1 and line.startswith(f"error: {target}: got plan {plan.hash()}, expected "), err
             assert f"points[0].layers: this run has [1, 2], {target} has [1, 1]" in line, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_shard_of_another_name_than_was_given_is_told_before_any_text_is_read(
+    command: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("texts are read")
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    monkeypatch.setattr("braid_orchestrator.evaluation.job.read_texts", read)
+    given = ("--config", str(config), "--text", str(tmp_path / "text.txt"))
+    if command == "train":
+        given += ("--into", str(tmp_path / "run"))
+    with served_here(load_braid_config(config).shards, tmp_path / "log") as places:
+        left, right = places["left"], places["right"]
+        for targets, name, other in (((right, left), "left", "right"), ((left, left), "right", "left")):
+            shards = ("--shard", f"left={targets[0]}", "--shard", f"right={targets[1]}")
+            result = CliRunner().invoke(app, [command, *given, *shards], env={"COLUMNS": "200"})
+            told = f"error: --shard {name}: got shard {other!r} at {places[other]}, expected {name!r}"
+            assert (result.exit_code, result.stderr.splitlines()) == (1, [told])
     assert not (tmp_path / "run").exists()
 
 
