@@ -18,11 +18,13 @@ from training_shards import served_here
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
+from braid_fusion.training.checkpoint import steps_in
 from braid_fusion.weights import read_card
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.cli.main import app
 from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import FusionConfig
+from braid_orchestrator.training.data import load_texts
 from braid_orchestrator.training.run import LOG_FILE, train_braid
 from braid_rpc.fusion_client import FusionClient
 from braid_services.fusion.main import serve_fusion
@@ -217,6 +219,59 @@ def test_ctrl_c_and_resume_give_the_curve_of_a_run_that_was_never_ended(config: 
         read_card(Path(json.loads(out)["weights"])).weights_sha256 for _, out, _ in (resumed, straight)
     ]
     assert weights[0] == weights[1]
+
+
+def test_a_run_that_is_under_way_keeps_others_out_until_its_process_is_gone(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--steps", "40", "--checkpoint-every", "1")
+    folder = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "braid_orchestrator.cli"),
+        *arguments(config, *options, "--into", folder),
+    ]
+    program = Program(command, tmp_path / "out.log", OMP_NUM_THREADS="1")
+    told = (
+        f"error: {folder}: got a run that is under way in it, expected none: wait for its end, or choose another "
+        "folder (--into)"
+    )
+    try:
+        program.wait_until(lambda: bool(steps_in(folder / "checkpoints")), 180.0, "a checkpoint is there")
+        program.process.send_signal(signal.SIGSTOP)
+        with monkeypatch.context() as patched:
+            patched.setattr("braid_orchestrator.training.reaching.load_here", None)
+            for more in ((), ("--resume",), ("--version", "other"), ("--resume", "--workers", "2")):
+                code, _, err = run(config, *options, "--into", folder, *more)
+                assert (code, err.splitlines()) == (1, [told])
+        assert program.stop(signal.SIGKILL, 60.0) == -signal.SIGKILL
+    finally:
+        program.clean_up()
+    assert 1 <= len(losses(folder)) < 40
+    for how in (("--into", folder, "--resume"), ("--into", tmp_path / "straight")):
+        code, _, err = run(config, *options, *how)
+        assert code == 0, err
+    assert losses(folder) == losses(tmp_path / "straight") and len(losses(folder)) == 40
+    files, straight = ({path.name for path in run.iterdir()} for run in (folder, tmp_path / "straight"))
+    assert files == straight and not any(name.startswith(".") for name in files)
+
+
+def test_a_run_that_has_nothing_on_disk_yet_keeps_others_out(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = ("--into", tmp_path / "run", "--steps", "1")
+    found: list[tuple[int, str]] = []
+
+    def read(*given: object, **options: object) -> object:
+        if not found:
+            found.append((0, ""))
+            code, _, err = run(config, *into)
+            found[0] = (code, err)
+        return load_texts(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    code, _, err = run(config, *into)
+    assert code == 0, err
+    assert found[0][0] == 1 and "got a run that is under way in it" in found[0][1], found
 
 
 def _stopped_at_once(*given: Any, **options: Any) -> Any:
