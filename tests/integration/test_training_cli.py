@@ -79,6 +79,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
     refused: list[tuple[tuple[str | Path, ...], int, str]] = [
         ((*fresh, "--precision", "fp16"), 2, "--precision: got 'fp16', expected one of float32, bf16"),
         ((*fresh, "--version", "a/b"), 2, "version: got 'a/b'"),
+        ((*fresh, "--version", "untrained"), 2, "version: got 'untrained', expected another name"),
         (
             (*fresh, "--window", "300"),
             2,
