@@ -5,19 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def check_folder(folder: Path) -> None:
     """Raises: OSError, naming what is in the way, if no file can be put into ``folder``. Folders on the way to it
     that are missing are made, and removed again."""
-    made: list[Path] = []
-    try:
-        for place in (*reversed(folder.parents), folder):
-            if not place.exists():
-                place.mkdir(exist_ok=True)
-                made.append(place)
+    with missing_made(folder):
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         try:
@@ -25,6 +21,19 @@ def check_folder(folder: Path) -> None:
                 pass
         except OSError as error:  # its name would tell nobody anything
             raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def missing_made(folder: Path) -> Iterator[None]:
+    """``folder``, and folders on the way to it that are missing, are made, and in the end removed again, unless
+    something was put into them. Raises: OSError, naming what is in the way."""
+    made: list[Path] = []
+    try:
+        for place in (*reversed(folder.parents), folder):
+            if not place.exists():
+                place.mkdir(exist_ok=True)
+                made.append(place)
+        yield
     finally:
         for place in reversed(made):
             with suppress(OSError):

@@ -209,7 +209,7 @@ def test_a_shard_that_refuses_or_has_no_gradients_is_named_before_anything_is_ru
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/abs"])
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/abs", "untrained"])
 def test_a_name_that_no_service_would_find_is_refused_before_anything_is_run(name, texts, tmp_path) -> None:
     with training_shards(two_backends(), "in process") as shards:
         stack = FusionStack(resolve_plan(CONFIG, [shard.card for shard in shards]))

@@ -16,13 +16,17 @@ from braids import braid_config, two_backends
 from programs import Program
 from served import served
 from strict_parsing import parse_strictly
+from training_shards import served_here
 from typer.testing import CliRunner
 
 from braid_fusion.training import read_log
+from braid_fusion.training.checkpoint import steps_in
 from braid_fusion.weights import read_card
 from braid_orchestrator.assembly import resolve_plan
 from braid_orchestrator.cli.main import app
+from braid_orchestrator.config.schema import load_braid_config
 from braid_orchestrator.config.values import FusionConfig
+from braid_orchestrator.training.data import load_texts
 from braid_orchestrator.training.run import LOG_FILE, train_braid
 from braid_rpc.fusion_client import FusionClient
 from braid_services.fusion.main import serve_fusion
@@ -77,6 +81,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_any_text_is_read(
     refused: list[tuple[tuple[str | Path, ...], int, str]] = [
         ((*fresh, "--precision", "fp16"), 2, "--precision: got 'fp16', expected one of float32, bf16"),
         ((*fresh, "--version", "a/b"), 2, "version: got 'a/b'"),
+        ((*fresh, "--version", "untrained"), 2, "version: got 'untrained', expected another name"),
         (
             (*fresh, "--window", "300"),
             2,
@@ -149,6 +154,28 @@ def test_who_serves_another_braid_is_told_before_any_text_is_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_shard_of_another_name_than_was_given_is_told_before_any_text_is_read(
+    command: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("texts are read")
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    monkeypatch.setattr("braid_orchestrator.evaluation.job.read_texts", read)
+    given = ("--config", str(config), "--text", str(tmp_path / "text.txt"))
+    if command == "train":
+        given += ("--into", str(tmp_path / "run"))
+    with served_here(load_braid_config(config).shards, tmp_path / "log") as places:
+        left, right = places["left"], places["right"]
+        for targets, name, other in (((right, left), "left", "right"), ((left, left), "right", "left")):
+            shards = ("--shard", f"left={targets[0]}", "--shard", f"right={targets[1]}")
+            result = CliRunner().invoke(app, [command, *given, *shards], env={"COLUMNS": "200"})
+            told = f"error: --shard {name}: got shard {other!r} at {places[other]}, expected {name!r}"
+            assert (result.exit_code, result.stderr.splitlines()) == (1, [told])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("no_model_loads")
 def test_a_learning_rate_that_is_no_finite_number_is_refused_before_models_are_loaded(
     config: Path, tmp_path: Path
@@ -200,17 +227,71 @@ def test_ctrl_c_and_resume_give_the_curve_of_a_run_that_was_never_ended(config: 
 def test_figures_that_are_not_finite_are_null_in_all_that_is_written(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = {"loss": math.nan, "other": -math.inf}
+    shown = {"loss": 2.0, "nan": None, "inf": None}
+    figures = {"loss": 2.0, "nan": math.nan, "inf": -math.inf}
     monkeypatch.setattr("braid_orchestrator.training.run.evaluate", lambda *_: figures)
     into = ("--into", tmp_path / "run", "--held-out-share", "0.2", "--steps", "1")
     code, out, err = run(config, *into, "--json")
     assert code == 0, err
     told = parse_strictly(out)
-    assert told["held_out"] == {"loss": None, "other": None} and told["record"]["final_loss"] > 0
+    assert told["held_out"] == shown and told["record"]["final_loss"] > 0
     lines = [parse_strictly(line) for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
-    assert {"step": 1, "evaluation": {"loss": None, "other": None}} in lines
+    assert {"step": 1, "evaluation": shown} in lines
     card = parse_strictly((tmp_path / "run" / "weights" / "trained" / "card.json").read_text())
-    assert card["training"]["evaluations"] == [{"step": 1, "values": {"loss": None, "other": None}}]
+    assert card["training"]["evaluations"] == [{"step": 1, "values": shown}]
+
+
+def test_a_run_that_is_under_way_keeps_others_out_until_its_process_is_gone(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--steps", "40", "--checkpoint-every", "1")
+    folder = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "braid_orchestrator.cli"),
+        *arguments(config, *options, "--into", folder),
+    ]
+    program = Program(command, tmp_path / "out.log", OMP_NUM_THREADS="1")
+    told = (
+        f"error: {folder}: got a run that is under way in it, expected none: wait for its end, or choose another "
+        "folder (--into)"
+    )
+    try:
+        program.wait_until(lambda: bool(steps_in(folder / "checkpoints")), 180.0, "a checkpoint is there")
+        program.process.send_signal(signal.SIGSTOP)
+        with monkeypatch.context() as patched:
+            patched.setattr("braid_orchestrator.training.reaching.load_here", None)
+            for more in ((), ("--resume",), ("--version", "other"), ("--resume", "--workers", "2")):
+                code, _, err = run(config, *options, "--into", folder, *more)
+                assert (code, err.splitlines()) == (1, [told])
+        assert program.stop(signal.SIGKILL, 60.0) == -signal.SIGKILL
+    finally:
+        program.clean_up()
+    assert 1 <= len(losses(folder)) < 40
+    for how in (("--into", folder, "--resume"), ("--into", tmp_path / "straight")):
+        code, _, err = run(config, *options, *how)
+        assert code == 0, err
+    assert losses(folder) == losses(tmp_path / "straight") and len(losses(folder)) == 40
+    files, straight = ({path.name for path in run.iterdir()} for run in (folder, tmp_path / "straight"))
+    assert files == straight and not any(name.startswith(".") for name in files)
+
+
+def test_a_run_that_has_nothing_on_disk_yet_keeps_others_out(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = ("--into", tmp_path / "run", "--steps", "1")
+    found: list[tuple[int, str]] = []
+
+    def read(*given: object, **options: object) -> object:
+        if not found:
+            found.append((0, ""))
+            code, _, err = run(config, *into)
+            found[0] = (code, err)
+        return load_texts(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("braid_orchestrator.training.job.load_texts", read)
+    code, _, err = run(config, *into)
+    assert code == 0, err
+    assert found[0][0] == 1 and "got a run that is under way in it" in found[0][1], found
 
 
 def _stopped_at_once(*given: Any, **options: Any) -> Any:

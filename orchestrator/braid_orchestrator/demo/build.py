@@ -34,7 +34,8 @@ from braid_orchestrator.demo.pretrain import PretrainJob
 from braid_orchestrator.demo.recipe import DEMOS, DemoRecipe, digest
 from braid_orchestrator.demo.specialists import train_specialists
 from braid_orchestrator.demo.tokenizer import encode_documents, save_tokenizer, train_tokenizer
-from braid_rpc.errors import ConfigError, ConflictError
+from braid_orchestrator.folder_lock import alone_in
+from braid_rpc.errors import ConfigError
 
 MANIFEST_FILE, FUSION_FOLDER, TRAINING_FOLDER = "manifest.json", "fusion", "training"
 SCRATCH_FOLDER = ".building"
@@ -79,7 +80,7 @@ def build_demo(
     config = config or load_braid_config(_find_config())
     _check_shards(config, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one_build(folder):
+    with alone_in(folder, f"{folder}: another process is building the demo there; wait for it"):
         return _Build(folder, console or Console(stderr=True), config, recipe).run()
 
 
@@ -281,21 +282,6 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _only_one_build(folder: Path) -> Iterator[None]:
-    """Held by the process, so it is gone with it."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConflictError(
-                f"{folder}: another process is building the demo there; wait for it"
-            ) from None
-        yield
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -56,6 +56,11 @@ class ShardConnection:
             raise
         self.tokenizer_json = TokenizerFile.from_proto(reply).tokenizer_json
 
+    @property
+    def target(self) -> str:
+        """Where the present connection leads, or the last one that was."""
+        return self._target
+
     def start(self, method: str, request: Any) -> Attempt:
         """Begin a call; where the connection was lost, on a new one. It lasts for as long as its connection does.
 

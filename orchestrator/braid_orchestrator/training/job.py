@@ -6,6 +6,7 @@ Every worker of a run is given the same job. Knows neither a command line nor wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from braid_orchestrator.training.data import DocumentEncoder, ReadingOptions, fi
 from braid_orchestrator.training.publishing import PublishTarget
 from braid_orchestrator.training.reaching import Way
 from braid_orchestrator.training.run import Outcome, RunOptions, check_place, check_run, train_braid
-from braid_orchestrator.training.storing import check_writable, storage_errors
+from braid_orchestrator.training.storing import check_writable, only_run, storage_errors
 from braid_services.fusion.main import import_strategies
 
 # What is being read, how far it is, and how much there is.
@@ -61,51 +62,54 @@ def do_job(
     """Do a job, or a worker's part of it, until ``stop_wanted``, which is asked before every step. ``on_read`` is
     called when all texts are read, before anything is trained.
 
-    Raises: BraidError and TrainingError of each kind, StorageError if the run's folder cannot be written.
+    Raises: BraidError and TrainingError of each kind, ConflictError where a run is under way in the run's folder,
+        StorageError if it cannot be written.
     """
     peers = peers or NoPeers()
     # Before the models, which may take minutes to load.
     job.options.trainer_config(has_held_out=False)  # for what it checks
-    with storage_errors(job.folder):
-        check_place(job.folder, version=job.version, resume=job.resume)
-    if peers.rank == 0:  # who writes
-        check_writable(job.folder, job.tensorboard)
-    found = find_texts(
-        job.texts,
-        held_out=job.held_out,
-        held_out_share=0.0 if job.held_out else job.held_out_share,
-        options=job.reading,
-    )
-    import_strategies(job.config.fusion.imports)
-    with job.way.reach(job.config, peers.rank) as reached:
-        plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
-        stack = FusionStack(plan)
-        # Texts may take minutes to read.
-        check_run(reached.shards, stack, job.options, job.folder, version=job.version, resume=job.resume)
-        if job.publish_to is not None:
-            job.publish_to.check(stack)
-        anchor = reached.shards[plan.anchor]
-        texts = load_texts(
-            found,
-            DocumentEncoder(anchor.tokenizer_json(), anchor.card.eos_token_ids),
-            window=job.options.window,
-            on_progress=on_reading,
-        )
-        on_read()
-        for line in texts.skipped:
-            on_left_out(line)
+    writes = peers.rank == 0
+    with only_run(job.folder) if writes else nullcontext():
         with storage_errors(job.folder):
-            return train_braid(
-                reached.shards,
-                stack,
-                texts,
-                job.options,
-                job.folder,
-                version=job.version,
-                resume=job.resume,
-                tensorboard=job.tensorboard,
-                peers=peers,
-                on_progress=on_progress,
-                progress_bar=progress_bar,
-                stop_wanted=stop_wanted,
+            check_place(job.folder, version=job.version, resume=job.resume)
+        if writes:
+            check_writable(job.folder, job.tensorboard)
+        found = find_texts(
+            job.texts,
+            held_out=job.held_out,
+            held_out_share=0.0 if job.held_out else job.held_out_share,
+            options=job.reading,
+        )
+        import_strategies(job.config.fusion.imports)
+        with job.way.reach(job.config, peers.rank) as reached:
+            plan = resolve_plan(job.config, [shard.card for shard in reached.shards])
+            stack = FusionStack(plan)
+            # Texts may take minutes to read.
+            check_run(reached.shards, stack, job.options, job.folder, version=job.version, resume=job.resume)
+            if job.publish_to is not None:
+                job.publish_to.check(stack)
+            anchor = reached.shards[plan.anchor]
+            texts = load_texts(
+                found,
+                DocumentEncoder(anchor.tokenizer_json(), anchor.card.eos_token_ids),
+                window=job.options.window,
+                on_progress=on_reading,
             )
+            on_read()
+            for line in texts.skipped:
+                on_left_out(line)
+            with storage_errors(job.folder):
+                return train_braid(
+                    reached.shards,
+                    stack,
+                    texts,
+                    job.options,
+                    job.folder,
+                    version=job.version,
+                    resume=job.resume,
+                    tensorboard=job.tensorboard,
+                    peers=peers,
+                    on_progress=on_progress,
+                    progress_bar=progress_bar,
+                    stop_wanted=stop_wanted,
+                )

@@ -20,7 +20,7 @@ from braid_orchestrator.state.store import StateStore
 from braid_orchestrator.training.local import LocalTrainingShard
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.remote import RemoteTrainingShard
-from braid_rpc.errors import ConfigError, UnavailableError
+from braid_rpc.errors import ConfigError, ConflictError, UnavailableError
 from braid_services.shard.backend import ShardBackend
 
 Resolver = Callable[[], str]
@@ -45,7 +45,7 @@ class Way:
     def reach(self, config: BraidConfig, worker: int = 0) -> Reached:
         """Raises: as `load_here`, `connect`, `stored_places` and `serve_places`."""
         if self.targets is not None:
-            return connect(config, given_places(self.targets))
+            return connect(config, given_places(self.targets), option="--shard")
         if self.in_store:
             store = open_store(config.state, config.name)
             try:
@@ -85,21 +85,23 @@ def load_here(config: BraidConfig) -> Reached:
     return Reached([LocalTrainingShard(ShardBackend.load(shard)) for shard in config.shards])
 
 
-def connect(config: BraidConfig, resolvers: Mapping[str, Resolver]) -> Reached:
-    """Services; ``resolvers`` by the names of shards.
+def connect(config: BraidConfig, resolvers: Mapping[str, Resolver], option: str = "") -> Reached:
+    """Services; ``resolvers`` by the names of shards, given with ``option`` if with any.
 
-    Raises: UnavailableError, ProtocolVersionError.
+    Raises: UnavailableError, ProtocolVersionError; ConflictError where a shard of another name answers.
     """
     reached = Reached([])
     try:
         for shard in config.shards:
-            reached.shards.append(
-                RemoteTrainingShard(
-                    shard.name,
-                    resolvers[shard.name],
-                    max_message_bytes=shard.max_message_bytes,
-                )
+            remote = RemoteTrainingShard(
+                shard.name, resolvers[shard.name], max_message_bytes=shard.max_message_bytes
             )
+            reached.shards.append(remote)
+            if remote.card.name != shard.name:
+                where = f"{option} {shard.name}" if option else f"shard {shard.name!r}"
+                raise ConflictError(
+                    f"{where}: got shard {remote.card.name!r} at {remote.target}, expected {shard.name!r}"
+                )
     except BaseException:
         reached.__exit__(None, None, None)
         raise

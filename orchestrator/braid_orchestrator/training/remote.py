@@ -76,6 +76,11 @@ class RemoteTrainingShard:
         return self._name
 
     @property
+    def target(self) -> str:
+        """Where it is now."""
+        return self._connection.target
+
+    @property
     def card(self) -> ShardCard:
         """As described when the first connection was made."""
         return self._connection.card

@@ -42,9 +42,9 @@ from braid_orchestrator.training.data import EvaluationBatches, TextBatches, Tra
 from braid_orchestrator.training.loss import Batch, braid_loss, check_shards
 from braid_orchestrator.training.ports import TrainingShard
 from braid_orchestrator.training.storing import CHECKPOINTS, TENSORBOARD, WEIGHTS
-from braid_rpc.errors import ConflictError, ContextLengthError
+from braid_rpc.errors import ConflictError, ContextLengthError, InvalidRequestError
 from braid_services.fusion.translation import braid_errors
-from braid_services.fusion.version_names import check_new_name
+from braid_services.fusion.version_names import UNTRAINED, check_new_name
 
 _log = logging.getLogger(__name__)
 
@@ -208,6 +208,10 @@ def check_place(folder: Path, *, version: str, resume: bool) -> None:
         folder is something else, or is there before its run.
     """
     check_new_name(version)
+    if version == UNTRAINED:
+        raise InvalidRequestError(
+            f"version: got {version!r}, expected another name: the modules as they are before any training have it"
+        )
     checkpoints, weights = folder / CHECKPOINTS, folder / WEIGHTS / version
     if resume:
         last_checkpoint(checkpoints)

@@ -18,7 +18,7 @@ from braid_orchestrator.training import worker_files
 from braid_orchestrator.training.data import hub
 from braid_orchestrator.training.job import OnLeftOut, TrainingJob, do_job
 from braid_orchestrator.training.run import Outcome, check_place
-from braid_orchestrator.training.storing import check_writable, storage_errors
+from braid_orchestrator.training.storing import check_writable, only_workers, storage_errors
 from braid_rpc.channels import absolute_target
 from braid_rpc.errors import BraidError, CapacityError, ConfigError, UnavailableError
 from braid_services.fusion.translation import braid_errors
@@ -45,7 +45,8 @@ def do_job_with_workers(
     was left out.
 
     Raises: BraidError, with what a worker raised; ConfigError without Ray Train; CapacityError if too few CPUs are
-        free for them; UnavailableError if Ray can't start them; StorageError if the run's folder cannot be written.
+        free for them; UnavailableError if Ray can't start them; ConflictError where a run is under way in the run's
+        folder; StorageError if it cannot be written.
     """
     try:
         import ray
@@ -58,49 +59,53 @@ def do_job_with_workers(
 
     job = _from_anywhere(job)
     folder = job.folder
-    with storage_errors(folder), braid_errors():
+    with braid_errors():
         job.options.trainer_config(has_held_out=False)  # for what it checks
-        check_place(folder, version=job.version, resume=job.resume)
-        check_writable(folder, None)  # events are the first worker's to write, wherever it runs
-        folder.mkdir(parents=True, exist_ok=True)
-        worker_files.forget(folder)
-    own_cluster = not ray.is_initialized()
-    if own_cluster:
-        try:
-            ray.init(address="auto", log_to_driver=True)
-        except ConnectionError:
-            ray.init(log_to_driver=True)
-    try:
-        _check_room(num_workers)
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": WORKER_CPUS}),
-            torch_config=TorchConfig(backend="gloo", timeout_s=_PATIENCE_S),
-            run_config=RunConfig(
-                name="workers",
-                storage_path=str(folder / "ray"),
-                # Else Ray Train tries to start them for ever, where CPUs were taken since.
-                failure_config=FailureConfig(controller_failure_limit=0),
-            ),
-        )
-        try:
-            with ProgressBar(job.options.steps, shown=progress_bar) as bar:
-                readers = (
-                    worker_files.LeftOutReader(folder, on_left_out),
-                    worker_files.ProgressReader(folder, bar.show),
-                )
-                _wait_for(trainer.fit, worker_files.stop_file(folder), readers)
-        except Exception as error:
-            cause = _cause(error)
-            kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
-            raise kind(f"workers: {type(cause).__name__}: {cause}") from error
-        return worker_files.read_outcome(folder)
-    finally:
-        with suppress(OSError):
+    with only_workers(folder):
+        with storage_errors(folder), braid_errors():
+            check_place(folder, version=job.version, resume=job.resume)
+            check_writable(folder, None)  # events are the first worker's to write, wherever it runs
+            folder.mkdir(parents=True, exist_ok=True)
             worker_files.forget(folder)
+        own_cluster = not ray.is_initialized()
         if own_cluster:
-            ray.shutdown()
+            try:
+                ray.init(address="auto", log_to_driver=True)
+            except ConnectionError:
+                ray.init(log_to_driver=True)
+        try:
+            _check_room(num_workers)
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"job": job},
+                scaling_config=ScalingConfig(
+                    num_workers=num_workers, resources_per_worker={"CPU": WORKER_CPUS}
+                ),
+                torch_config=TorchConfig(backend="gloo", timeout_s=_PATIENCE_S),
+                run_config=RunConfig(
+                    name="workers",
+                    storage_path=str(folder / "ray"),
+                    # Else Ray Train tries to start them for ever, where CPUs were taken since.
+                    failure_config=FailureConfig(controller_failure_limit=0),
+                ),
+            )
+            try:
+                with ProgressBar(job.options.steps, shown=progress_bar) as bar:
+                    readers = (
+                        worker_files.LeftOutReader(folder, on_left_out),
+                        worker_files.ProgressReader(folder, bar.show),
+                    )
+                    _wait_for(trainer.fit, worker_files.stop_file(folder), readers)
+            except Exception as error:
+                cause = _cause(error)
+                kind = type(cause) if isinstance(cause, BraidError) else UnavailableError
+                raise kind(f"workers: {type(cause).__name__}: {cause}") from error
+            return worker_files.read_outcome(folder)
+        finally:
+            with suppress(OSError):
+                worker_files.forget(folder)
+            if own_cluster:
+                ray.shutdown()
 
 
 def _check_room(num_workers: int) -> None:

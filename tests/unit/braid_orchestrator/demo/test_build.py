@@ -28,6 +28,7 @@ from braid_orchestrator.demo.table import (
     gains,
     share_table,
 )
+from braid_orchestrator.folder_lock import alone_in
 from braid_rpc.errors import BraidError, ConfigError, ConflictError
 from braid_services.shard.config import ShardConfig
 
@@ -187,7 +188,7 @@ def test_a_damaged_manifest_builds_anew(tmp_path: Path) -> None:
 
 
 def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
-    with build._only_one_build(tmp_path), pytest.raises(ConflictError, match="another process"):
+    with alone_in(tmp_path, "taken"), pytest.raises(ConflictError, match="another process"):
         build_demo(tmp_path, quiet(), config=config(tmp_path), recipe=RECIPE)
 
 

@@ -20,7 +20,8 @@ from braid_orchestrator.config.values import BraidConfig
 from braid_orchestrator.training import workers
 from braid_orchestrator.training.job import TrainingJob
 from braid_orchestrator.training.reaching import Way
-from braid_orchestrator.training.worker_files import LeftOutReader, LeftOutWriter
+from braid_orchestrator.training.storing import only_run, only_workers
+from braid_orchestrator.training.worker_files import LeftOutReader, LeftOutWriter, stop_file
 from braid_rpc.errors import BraidError, ConfigError, ConflictError, InvalidRequestError, UnavailableError
 
 
@@ -154,6 +155,27 @@ def test_a_socket_whose_absolute_path_is_too_long_is_refused_before_any_worker_i
     with pytest.raises(InvalidRequestError, match=r"expected at most 103: .*/a\.sock"):
         workers.do_job_with_workers(job, 2)
     assert not handed and not job.folder.exists()
+
+
+def test_who_starts_workers_leaves_what_others_have_told_alone(
+    handed: list[TrainingJob], tmp_path: Path
+) -> None:
+    job = TrainingJob(BraidConfig(name="b", anchor="a", shards=()), Way(), ("text",), tmp_path)
+    told = stop_file(tmp_path)
+    told.touch()
+    for held in (only_run, only_workers):
+        with held(tmp_path), pytest.raises(ConflictError, match="got a run that is under way in it"):
+            workers.do_job_with_workers(job, 2)
+        assert not handed and told.exists()
+    with pytest.raises(ConflictError, match="no workers here"):
+        workers.do_job_with_workers(job, 2)
+    assert handed and not list(tmp_path.iterdir())
+
+
+def test_who_starts_workers_keeps_the_first_of_them_in(tmp_path: Path) -> None:
+    with only_workers(tmp_path), only_run(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_ray_train_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
