@@ -103,7 +103,8 @@ class TrainingDataError(TrainingError, ValueError):
 
 
 class TrainingDivergedError(TrainingError, ArithmeticError):
-    """The loss or its gradient is no longer a finite number. The parameters are those before the step."""
+    """The loss or its gradient is no longer a finite number. The parameters are those before the step, or, behind the
+    last one, what this has made of them."""
 
 
 class CheckpointMismatchError(TrainingError):

@@ -40,7 +40,10 @@ def alone_in(folder: Path, taken: str, name: str = ".lock") -> Iterator[None]:
 def _locked(path: Path, taken: str) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _opened(path)
+        except FileNotFoundError:  # whoever made the folder has removed it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         except OSError as error:  # the lock's name would tell nobody anything
             raise OSError(error.errno, error.strerror, str(path.parent)) from error
         try:
@@ -51,6 +54,15 @@ def _locked(path: Path, taken: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # it was removed by who held it
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # another user has left it
 
 
 def _lock(descriptor: int, taken: str) -> None:

@@ -243,7 +243,7 @@ class Sized:
     ("held_bytes", "turn_rows", "window", "rows"),
     [
         (0, 512, 128, 512),  # of one turn: of the small shard's and the large one's
-        (0, 32, 128, 128),  # one window is taken, however large
+        (0, 32, 128, 32),  # less than a window: each by itself
         (4 * (32_000 + 64) * 300, 32, 128, 300),  # of what the large one holds
         (2**30, 32, 128, 2048),  # no more than anybody runs at once
     ],
@@ -329,6 +329,17 @@ def test_how_many_windows_are_fitted_on_at_once_changes_nothing(shards, backends
     for windows_at_once in (1, 3, 100):
         for one, other in zip(learned(windows_at_once), together, strict=True):
             assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_without_held_out_text_every_batch_is_fitted_on_once(shards, backends) -> None:
+    stack = stack_of(backends)
+    encoder = LaneReaders(shards, stack.plan).anchor.encoder
+    corpus = encode_source(MemorySource("fit", DOCUMENTS), encoder, max_example_tokens=WINDOW)
+    texts = [TrainingTexts(corpus, held_out) for held_out in (None, corpus)]
+    options = FitOptions(steps=2, window=WINDOW, batch_size=2)
+    fitted = [fit_readouts(shards, stack.plan, text, options).stacks[GLOBAL].state_dict() for text in texts]
+    for name, tensor in fitted[0].items():
+        assert torch.equal(tensor, fitted[1][name]), name
 
 
 def test_a_window_too_long_for_a_finer_tokenizer_is_run_in_parts(caplog) -> None:

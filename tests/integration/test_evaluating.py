@@ -246,6 +246,22 @@ def test_mixes_are_fitted_within_what_a_shard_takes(
     assert "left out: 1 left out: files that are not text in UTF-8" in err
 
 
+@pytest.mark.parametrize("turn_rows", [1, 24])
+def test_short_documents_are_run_together_as_far_as_a_shard_takes_them(
+    turn_rows: int, config: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"It is {number}."}) + "\n" for number in range(20)))
+    whole = figures(config, "--text", texts)
+    settings = yaml.safe_load(config.read_text())
+    for shard in settings["shards"]:
+        shard.update(training_bytes=0, training_turn_rows=turn_rows)
+    config.write_text(yaml.safe_dump(settings))
+    for text, other in zip(whole["texts"], figures(config, "--text", texts)["texts"], strict=True):
+        for row, same in zip(text["rows"], other["rows"], strict=True):
+            assert row["bits_per_byte"] == pytest.approx(same["bits_per_byte"], rel=1e-4)
+
+
 def test_mixes_of_one_shard_are_refused(config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     alone = {"shards": settings["shards"][:1], "points": [], "readout": {"kind": "anchor"}}

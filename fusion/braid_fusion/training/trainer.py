@@ -282,8 +282,9 @@ class Trainer(Generic[BatchT]):
         name = "loss" if stopping is None else stopping.figure
         value = position.evaluations[-1].values.get(name) if position.evaluations else None
         if value is None:
-            with self._kept_at_an_error(None), self._evaluating():
-                value = self._peers.from_first(self._step.last_loss())
+            # An error in here leaves no checkpoint: the weights are not known to be good.
+            with self._evaluating():
+                value = self._peers.from_first(self._step.last_loss() if self._peers.rank == 0 else None)
         if value is not None and not math.isfinite(value):
             raise TrainingDivergedError(
                 f"{name}: got {value} after the last step, {position.step - 1}, expected a finite number"

@@ -96,7 +96,8 @@ def fit_readouts(
 
     def loss_of(batch: TrainingBatch) -> dict[str, Tensor]:
         ends = run(batch)
-        seen.append(ends.target_logprobs_RA)
+        if torch.is_grad_enabled():  # else the trainer only looks
+            seen.append(ends.target_logprobs_RA)
         loss = -read_out(gate, ends).target_logprobs.mean()
         return {"loss": loss, "tokens": torch.tensor(float(batch.num_targets))}
 

@@ -124,7 +124,7 @@ def _fit(
         lineup.shards,
         lineup.plan,
         texts,
-        replace(job.fitting, windows_at_once=rows // job.fitting.window),
+        replace(job.fitting, windows_at_once=max(1, rows // job.fitting.window)),
         lambda progress: on_progress("fitting the learned mixes", progress.step, job.fitting.steps),
     )
 

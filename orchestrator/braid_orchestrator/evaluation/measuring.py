@@ -37,17 +37,21 @@ _ENOUGH_DOCUMENTS = 30
 
 @dataclass(frozen=True, slots=True)
 class ShardLimit:
-    """What a shard may give at once: states and logits of ``held_bytes``, of ``turn_rows`` rows or of one window,
-    whichever is most, and no more than of ``message_bytes`` where they travel."""
+    """What a shard may give at once: states and logits of ``held_bytes`` or of ``turn_rows`` rows, whichever is more,
+    but one window in any case; and no more than ``message_bytes`` where they travel."""
 
     held_bytes: int = MAX_LOGIT_BYTES
     turn_rows: int = 0
     message_bytes: int | None = MAX_LOGIT_BYTES
 
-    def rows(self, row_bytes: int, window: int) -> int:
-        """How many rows that are."""
-        held = max(self.held_bytes // row_bytes, self.turn_rows, window)
+    def rows(self, row_bytes: int) -> int:
+        """How many rows of several windows that are."""
+        held = max(self.held_bytes // row_bytes, self.turn_rows)
         return held if self.message_bytes is None else min(held, self.message_bytes // row_bytes)
+
+    def takes_window(self, row_bytes: int, window: int) -> bool:
+        """Whether one window can be run by itself."""
+        return self.message_bytes is None or window * row_bytes <= self.message_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +202,14 @@ def check_window(shards: Sequence[TrainingShard], window: int) -> None:
 
 
 def rows_at_once(shards: Sequence[TrainingShard], cut: Cut) -> int:
-    """So many may be run at once. Raises: ContextLengthError; FrameError where not even one window's results fit."""
+    """So many of several windows may be run at once; where that's less than one window, each by itself. Raises:
+    ContextLengthError; FrameError where not even one window's results fit."""
     check_window(shards, cut.window)
-    rows = max(cut.max_rows, cut.window)
+    rows = cut.max_rows
     for shard in shards:
         limit, of_one = cut.limits.get(shard.name, ShardLimit()), row_bytes(shard)
-        rows = min(rows, limit.rows(of_one, cut.window))
-        if rows < cut.window:
+        rows = min(rows, limit.rows(of_one))
+        if not limit.takes_window(of_one, cut.window):
             raise FrameError(
                 f"window: got {cut.window} tokens, whose logits in shard {shard.name!r} take "
                 f"{cut.window * of_one} bytes, expected at most {limit.message_bytes}; take smaller windows, or let "

@@ -27,7 +27,9 @@ def report_table(report: Report) -> Table:
     has_accuracy = any(row.accuracy is not None for text in report.texts for row in text.rows)
     names = ["", "bits per byte", "to best shard", "to braid", *(["accuracy"] if has_accuracy else [])]
     header = [Text(name) for name in names]
-    groups = [_rows(text) for text in report.texts]
+    groups = [
+        [[*cells, *[Text()] * (len(names) - len(cells))] for cells in _rows(text)] for text in report.texts
+    ]
     widths = [
         max(cells[column].cell_len for cells in [header, *(row for rows in groups for row in rows)])
         for column in range(len(header))

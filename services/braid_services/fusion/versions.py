@@ -215,7 +215,9 @@ class Versions:
     def _cards(self) -> dict[str, str]:
         if self._folder is None:
             return {}
-        return {card.version: json.dumps(card.raw) for card in list_versions(self._folder)}
+        cards = {card.version: json.dumps(card.raw) for card in list_versions(self._folder)}
+        cards.pop(UNTRAINED, None)  # that name is of the modules as they are before any training
+        return cards
 
     def _known(self) -> str:
         return ", ".join(info.version for info in self.list())

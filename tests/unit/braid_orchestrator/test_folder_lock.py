@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,42 @@ def test_a_file_that_was_left_is_in_nobodys_way(tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_another_user_left_is_locked_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".lock").touch(0o444)
+    open_file = os.open
+
+    def refuse_to_write(path: object, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse_to_write)
+    with (
+        alone_in(tmp_path, "taken"),
+        pytest.raises(ConflictError, match="taken"),
+        alone_in(tmp_path, "taken"),
+    ):
+        pass
+
+
+def test_a_folder_that_another_one_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, removed = tmp_path / "run", []
+    open_file = os.open
+
+    def remove_and_open(*given: object) -> int:
+        if not removed:
+            removed.append(folder.rmdir())
+        return open_file(*given)
+
+    monkeypatch.setattr(os, "open", remove_and_open)
+    with alone_in(folder, "taken"):
+        assert removed and (folder / ".lock").exists()
 
 
 def test_a_file_that_is_removed_between_opening_and_locking_it_is_no_lock(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from braid_fusion.errors import TrainingConfigError
+from braid_fusion.errors import NonFiniteStateError, TrainingConfigError
 from braid_fusion.training import (
     EarlyStopping,
     OptimiserConfig,
@@ -188,6 +188,25 @@ def test_a_run_that_its_last_update_breaks_is_no_success(tmp_path: Path, evaluat
     assert max(step for step, _ in steps_in(tmp_path)) == 4
     with pytest.raises(TrainingDivergedError, match=told):
         broken_by_its_last_update(tmp_path, evaluates=evaluates).run(resume_from=tmp_path)
+
+
+def test_weights_that_fail_at_the_end_are_not_kept(tmp_path: Path) -> None:
+    def trainer() -> Trainer[tuple[Tensor, Tensor]]:
+        broken = broken_by_its_last_update(tmp_path, evaluates=False)
+        loss_of = broken._step._loss_of
+
+        def loss(batch: tuple[Tensor, Tensor]) -> Any:
+            if float(broken.module.map.weight.detach().abs().max()) > 1e6:
+                raise NonFiniteStateError(0, 0, 0, 1)
+            return loss_of(batch)
+
+        broken._step._loss_of = loss
+        return broken
+
+    for resume_from in (None, tmp_path):
+        with pytest.raises(NonFiniteStateError):
+            trainer().run(resume_from=resume_from)
+        assert max(step for step, _ in steps_in(tmp_path)) == 4
 
 
 def test_with_a_good_evaluation_to_go_back_to_it_is() -> None:

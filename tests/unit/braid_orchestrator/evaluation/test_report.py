@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ def test_a_table_fits_a_terminal_and_marks_the_bound() -> None:
 LONG_NAMES = [
     f"/srv/data/held-out/{'of-some-years/' * 3}{name}-2024.txt" for name in ("code", "prose", "x" * 60)
 ]
+
+
+def test_a_text_without_accuracy_stands_beside_one_with_it() -> None:
+    with_it, without = report(), report(hits=False, names=("other",))
+    shown = printed(replace(with_it, texts=(*with_it.texts, *without.texts)), 80)
+    assert "other" in shown and "accuracy" in shown
 
 
 def test_a_long_name_leaves_the_figures_whole() -> None:

@@ -51,6 +51,14 @@ def test_the_newest_version_is_the_first_to_be_active(backend) -> None:
     assert json.loads(backend.list_versions()[1].card_json)["training"] == {"seed": 0}
 
 
+def test_a_folder_with_the_name_of_the_untrained_modules_is_passed_over(plan, weights_dir) -> None:
+    save_stack(FusionStack(plan), weights_dir / "untrained")  # the newest
+    backend = FusionBackend(weights_dir)
+    backend.prepare(plan)
+    assert backend.active_version == "second"
+    assert [v.version for v in backend.list_versions()] == ["untrained", "first", "second"]
+
+
 def test_without_a_folder_the_modules_are_untrained(plan, rows) -> None:
     backend = FusionBackend()
     backend.prepare(plan)
