@@ -13,6 +13,15 @@ from braid_orchestrator.folder_lock import alone_in
 from braid_rpc.errors import ConflictError
 
 
+def check_others_are_kept_out(folder: Path) -> None:
+    with (
+        alone_in(folder, "taken"),
+        pytest.raises(ConflictError, match="taken"),
+        alone_in(folder, "taken"),
+    ):
+        pass
+
+
 def test_one_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "newer"
     for _ in range(2):
@@ -28,12 +37,7 @@ def test_one_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_file_that_was_left_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
-    with (
-        alone_in(tmp_path, "taken"),
-        pytest.raises(ConflictError, match="taken"),
-        alone_in(tmp_path, "taken"),
-    ):
-        pass
+    check_others_are_kept_out(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -49,12 +53,7 @@ def test_a_file_that_another_user_left_is_locked_all_the_same(
         return open_file(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", refuse_to_write)
-    with (
-        alone_in(tmp_path, "taken"),
-        pytest.raises(ConflictError, match="taken"),
-        alone_in(tmp_path, "taken"),
-    ):
-        pass
+    check_others_are_kept_out(tmp_path)
 
 
 def test_a_folder_that_another_one_removes_is_made_again(
@@ -86,12 +85,7 @@ def test_a_file_that_is_removed_between_opening_and_locking_it_is_no_lock(
 
     lock = fcntl.flock
     monkeypatch.setattr(fcntl, "flock", remove_and_lock)
-    with (
-        alone_in(tmp_path, "taken"),
-        pytest.raises(ConflictError, match="taken"),
-        alone_in(tmp_path, "taken"),
-    ):
-        pass
+    check_others_are_kept_out(tmp_path)
 
 
 def test_another_ones_file_stays(tmp_path: Path) -> None:
